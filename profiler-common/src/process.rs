@@ -1,0 +1,31 @@
+//! What the kernel reports of processes.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// The kernel's name of a task, padded with zero bytes.
+pub const COMM_LEN: usize = 16;
+
+/// `ProcessEventRecord::kind`: the process runs a new program image.
+pub const EVENT_EXEC: u32 = 1;
+/// `ProcessEventRecord::kind`: `tgid` is a new process; `parent_tgid` made it.
+pub const EVENT_FORK: u32 = 2;
+/// `ProcessEventRecord::kind`: the process's first thread has exited.
+pub const EVENT_EXIT: u32 = 3;
+
+/// One process event, as the BPF programs write it to the `PROCESS_EVENTS` ring.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProcessEventRecord {
+    /// When, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub boot_ns: u64,
+    /// One of `EVENT_*`.
+    pub kind: u32,
+    /// The process, in the initial PID namespace.
+    pub tgid: u32,
+    /// For `EVENT_FORK` the process that forked, otherwise zero.
+    pub parent_tgid: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<ProcessEventRecord>() == 24);

@@ -1,0 +1,1 @@
+//! Encoded profiles to where they are wanted, or why not. The only module that opens client sockets.

@@ -1,0 +1,22 @@
+//! The user side of spanprof, as a pipeline of stages, declared in reading order:
+//!
+//! ```text
+//! kernel ─▶ capture ─▶ decode ─▶ attribute ─▶ aggregate ─▶ symbolize ─▶ encode ─▶ export
+//!              ▲                     │
+//!              └──── control ◀───────┘     facts about processes go back to BPF maps, never samples
+//! ```
+//!
+//! A stage imports only from stages to its left; `cargo xtask tidy` checks it. `ARCHITECTURE.md`
+//! has the invariants.
+
+pub mod stats;
+
+pub mod decode;
+pub mod process;
+pub mod capture;
+pub mod attribute;
+pub mod aggregate;
+pub mod symbolize;
+pub mod encode;
+pub mod export;
+pub mod report;

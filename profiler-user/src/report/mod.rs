@@ -1,0 +1,1 @@
+//! Windows to what a person reads: flame graph, folded stacks, span table.

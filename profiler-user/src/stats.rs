@@ -1,0 +1,94 @@
+//! What went in, came out and was lost at each stage, by reason.
+//!
+//! ```text
+//! samples_taken            = lost_ring_full + lost_no_scratch + (BPF counters)
+//!                            records_drained
+//! records_drained          = drain_queue_full + malformed + aggregated
+//! aggregated               = window_dropped_* + exported + (export queue) ...
+//! ```
+//!
+//! Every number counts *samples*, so that the books of two stages can be compared.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counts {
+    ($($(#[doc = $doc:literal])* $variant:ident => $text:literal,)*) => {
+        /// What user space counts.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Count {
+            $($(#[doc = $doc])* $variant,)*
+        }
+
+        impl Count {
+            /// All of them, in the order of the pipeline.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The name in reports and metrics.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text,)*
+                }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Samples read from the ring.
+    SamplesDrained => "samples_drained",
+    /// Samples lost: the attributing thread was behind and its queue full.
+    LostAttributeQueueFull => "lost_attribute_queue_full",
+    /// Samples lost: the record is malformed.
+    LostMalformed => "lost_malformed",
+    /// Samples that went into a window.
+    SamplesAggregated => "samples_aggregated",
+    /// Samples lost: the finishing thread was behind and a whole window was dropped.
+    LostWindowQueueFull => "lost_window_queue_full",
+    /// Samples lost: a window held more distinct stacks or spans than are kept.
+    LostWindowFull => "lost_window_full",
+    /// Samples handed to the exporter.
+    SamplesEncoded => "samples_encoded",
+    /// Samples that the server or the file took.
+    SamplesExported => "samples_exported",
+    /// Samples lost: the export queue was full; the oldest profile was dropped.
+    LostExportQueueFull => "lost_export_queue_full",
+    /// Samples lost: the server refused the profile for good.
+    LostExportRejected => "lost_export_rejected",
+    /// Samples lost: all retries failed, or the profile got too old to be taken.
+    LostExportGaveUp => "lost_export_gave_up",
+    /// Samples lost: still queued when the time to shut down was over.
+    LostExportShutdown => "lost_export_shutdown",
+    /// Samples that may or may not have arrived: the request was sent, its answer never came.
+    UncertainExport => "uncertain_export",
+}
+
+/// The counters of one run. Shared by all stages; adding is one relaxed atomic.
+#[derive(Debug)]
+pub struct Stats {
+    counts: [AtomicU64; Count::ALL.len()],
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self { counts: [const { AtomicU64::new(0) }; Count::ALL.len()] }
+    }
+}
+
+impl Stats {
+    /// Adds to a counter.
+    pub fn add(&self, count: Count, samples: u64) {
+        self.cell(count).fetch_add(samples, Ordering::Relaxed);
+    }
+
+    /// Reads a counter.
+    #[must_use]
+    pub fn get(&self, count: Count) -> u64 {
+        self.cell(count).load(Ordering::Relaxed)
+    }
+
+    fn cell(&self, count: Count) -> &AtomicU64 {
+        // A variant's discriminant is its index in `ALL`, which sizes the array.
+        &self.counts[count as usize]
+    }
+}
