@@ -1,0 +1,83 @@
+//! The bodies of the process events.
+
+use aya_ebpf::{
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    programs::RawTracePointContext,
+};
+use profiler_common::{
+    counter,
+    process::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, ProcessEventRecord},
+};
+
+use crate::maps::{PROCESS_EVENTS, SPAN_SLOTS, TARGETS, TARGETS_ONLY, TASK_PID, TASK_TGID, count};
+
+/// The process runs another program: what was known of its memory is wrong from here on.
+#[inline(always)]
+pub(crate) fn exec() {
+    let tgid = current_tgid();
+    // An error means that nothing was known.
+    _ = SPAN_SLOTS.remove(tgid);
+    send(EVENT_EXEC, tgid, 0);
+}
+
+/// A task was made: `sched_process_fork(struct task_struct *parent, struct task_struct *child)`.
+#[inline(always)]
+pub(crate) fn fork(ctx: &RawTracePointContext) {
+    let (tgid_at, pid_at) = (TASK_TGID.load(), TASK_PID.load());
+    if tgid_at == 0 || pid_at == 0 {
+        return;
+    }
+    let child = ctx.arg::<u64>(1);
+    let (Some(tgid), Some(pid)) = (read_kernel(child, tgid_at), read_kernel(child, pid_at)) else {
+        return;
+    };
+    if tgid != pid {
+        return; // A thread.
+    }
+    let parent = current_tgid();
+    // The child has a copy of the parent's record but not of its process context: by OTEP 4719 it
+    // publishes none until it says so. An error means that nothing was known of a namesake.
+    _ = SPAN_SLOTS.remove(tgid);
+    // SAFETY: only the presence of the element is used.
+    if TARGETS_ONLY.load() != 0 && unsafe { TARGETS.get(parent) }.is_some() {
+        // A full map means that this child is not sampled: user space sees the fork as well.
+        _ = TARGETS.insert(tgid, 1, 0);
+    }
+    send(EVENT_FORK, tgid, parent);
+}
+
+/// A task exits. Only a process's first thread is reported; others may still run.
+#[inline(always)]
+pub(crate) fn exit() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((pid_tgid >> 32) as u32, (pid_tgid & 0xffff_ffff) as u32);
+    if tgid == tid {
+        send(EVENT_EXIT, tgid, 0);
+    }
+}
+
+#[inline(always)]
+fn current_tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+#[inline(always)]
+fn read_kernel(task: u64, offset: u32) -> Option<u32> {
+    // SAFETY: the helper fails, and does not fault, on an address that cannot be read.
+    unsafe { bpf_probe_read_kernel((task + u64::from(offset)) as *const u32) }.ok()
+}
+
+#[inline(always)]
+fn send(kind: u32, tgid: u32, parent_tgid: u32) {
+    let record = ProcessEventRecord {
+        // SAFETY: the helper takes no argument and cannot fail.
+        boot_ns: unsafe { bpf_ktime_get_boot_ns() },
+        kind,
+        tgid,
+        parent_tgid,
+        reserved: 0,
+    };
+    if PROCESS_EVENTS.output::<ProcessEventRecord>(&record, 0).is_err() {
+        count(counter::EVENT_LOST_RING_FULL);
+    }
+}

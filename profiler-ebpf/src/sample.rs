@@ -1,0 +1,171 @@
+//! The body of a sample: who, when, both stacks and the span, built in scratch and sent.
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
+        bpf_get_stack, bpf_ktime_get_boot_ns, bpf_probe_read_user, generated::bpf_get_current_comm,
+    },
+    programs::PerfEventContext,
+};
+use aya_log_ebpf::debug;
+use profiler_common::{
+    counter,
+    process::COMM_LEN,
+    sample::{
+        FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FLAG_USER_TRUNCATED, KERNEL_FRAMES_MAX, KIND_CPU,
+        SAMPLE_LEN_MAX, SampleHeader, USER_FRAMES_MAX, USER_STACK_COMPAT, USER_STACK_NO_REGISTERS,
+        USER_STACK_WALKED,
+    },
+};
+use profiler_ebpf::frame_pointer::{Cursor, step};
+
+use crate::maps::{
+    PERIOD_NS, SAMPLES, SCRATCH, SCRATCH_WORDS, Scratch, TARGETS, TARGETS_ONLY, count,
+};
+use crate::registers::{in_user_mode, user_registers};
+use crate::span::read_span;
+
+/// User space drains on a timer; it is woken when this much waits in the ring.
+const WAKEUP_BYTES: u64 = 1 << 19;
+
+/// Takes one sample of the running task.
+#[inline(always)]
+pub(crate) fn sample(ctx: &PerfEventContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((pid_tgid >> 32) as u32, (pid_tgid & 0xffff_ffff) as u32);
+    if tgid == 0 {
+        return count(counter::TICKS_IDLE);
+    }
+    // SAFETY: the value is copied at once and never modified in place.
+    if TARGETS_ONLY.load() != 0 && unsafe { TARGETS.get(tgid) }.is_none() {
+        return count(counter::TICKS_FILTERED);
+    }
+    count(counter::SAMPLES_TAKEN);
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return count(counter::LOST_NO_SCRATCH) };
+    // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
+    let scratch = unsafe { &mut *scratch };
+
+    let user_mode = in_user_mode(ctx);
+    scratch.header.flags = if user_mode { 0 } else { FLAG_IN_KERNEL };
+    let kernel_frames = if user_mode { 0 } else { kernel_stack(ctx, scratch) };
+    scratch.header.kernel_frame_count = kernel_frames as u16;
+    scratch.header.user_frame_count = 0;
+    scratch.header.user_stack = USER_STACK_WALKED;
+    match user_registers(ctx, user_mode) {
+        Ok(registers) => {
+            if registers.returns {
+                scratch.header.flags |= FLAG_USER_LEAF_RETURNS;
+            }
+            user_stack(registers.cursor, scratch);
+        }
+        Err(reason) => {
+            scratch.header.user_stack = reason;
+            if reason == USER_STACK_COMPAT {
+                count(counter::USER_COMPAT_TASK);
+            }
+            if reason == USER_STACK_NO_REGISTERS {
+                count(counter::USER_REGISTERS_MISSING);
+                debug!(ctx, "no user registers for thread {}", tid);
+            }
+        }
+    }
+
+    let frames = frames(scratch);
+    let span = read_span(ctx, tgid, scratch, frames);
+    let header = &mut scratch.header;
+    header.span = span.status;
+    header.span_len = span.len as u16;
+    header.value = PERIOD_NS.load();
+    header.tgid = tgid;
+    header.tid = tid;
+    header.kind = KIND_CPU;
+    // SAFETY: the helper takes no argument and cannot fail.
+    header.boot_ns = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: the helper takes no argument and cannot fail.
+    header.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: the helper takes no argument and cannot fail.
+    header.cpu = unsafe { bpf_get_smp_processor_id() };
+    // SAFETY: `comm` has the length that is given, and is zeroed by the helper on failure.
+    unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
+    send(scratch, size_of::<SampleHeader>() + 8 * frames + span.padded_len);
+}
+
+/// Writes the kernel's frames at the start of the words and returns how many.
+#[inline(always)]
+fn kernel_stack(ctx: &PerfEventContext, scratch: &mut Scratch) -> usize {
+    const ROOM: u32 = 8 * KERNEL_FRAMES_MAX as u32;
+    let to = scratch.words.as_mut_ptr();
+    // SAFETY: `to` has room for `ROOM` bytes, and the helper writes no more.
+    let bytes = unsafe { bpf_get_stack(ctx.as_ptr(), to.cast(), ROOM, 0) };
+    let Some(bytes @ 1..) = u64::try_from(bytes).ok() else {
+        count(counter::KERNEL_STACK_FAILED);
+        return 0;
+    };
+    (bytes >> 3) as usize & KERNEL_FRAMES_MAX
+}
+
+/// Appends the user frames to the words.
+///
+/// What the loop carries lives in map memory and is read back volatile: the verifier then sees one
+/// state per iteration, not one per number of frames so far (1,000,000 instructions and refused).
+#[inline(always)]
+fn user_stack(leaf: Cursor, scratch: &mut Scratch) {
+    volatile_write(&mut scratch.cursor, leaf);
+    for _ in 0..USER_FRAMES_MAX {
+        let frame = volatile_read(&scratch.cursor);
+        let at = frames(scratch) & (SCRATCH_WORDS - 1);
+        scratch.words[at] = frame.ip;
+        let walked = volatile_read(&scratch.header.user_frame_count);
+        volatile_write(&mut scratch.header.user_frame_count, walked + 1);
+        let Some(caller) = step(frame, |bp| read_user(bp).ok()) else { return };
+        volatile_write(&mut scratch.cursor, caller);
+    }
+    scratch.header.flags |= FLAG_USER_TRUNCATED;
+    count(counter::USER_STACK_TRUNCATED);
+}
+
+/// How many frames there are. The masks are for the verifier; the counts are never larger.
+#[inline(always)]
+fn frames(scratch: &Scratch) -> usize {
+    let kernel = volatile_read(&scratch.header.kernel_frame_count) as usize;
+    let user = volatile_read(&scratch.header.user_frame_count) as usize;
+    (kernel & KERNEL_FRAMES_MAX) + (user & (2 * USER_FRAMES_MAX - 1))
+}
+
+#[inline(always)]
+fn volatile_read<T: Copy>(from: &T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::read_volatile(from) }
+}
+
+#[inline(always)]
+fn volatile_write<T: Copy>(to: &mut T, value: T) {
+    // SAFETY: an exclusive reference is valid for writes.
+    unsafe { core::ptr::write_volatile(to, value) };
+}
+
+/// Reads a value of the current process.
+#[inline(always)]
+pub(crate) fn read_user<T>(address: u64) -> Result<T, i32> {
+    // SAFETY: the helper fails, and does not fault, on an address that cannot be read.
+    unsafe { bpf_probe_read_user(address as *const T) }
+}
+
+#[inline(always)]
+fn send(scratch: &Scratch, len: usize) {
+    if len > SAMPLE_LEN_MAX {
+        return count(counter::LOST_NO_SCRATCH);
+    }
+    let waiting = SAMPLES.query(u64::from(BPF_RB_AVAIL_DATA));
+    let wakeup = if waiting > WAKEUP_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let first = core::ptr::from_ref(scratch).cast::<MaybeUninit<u8>>();
+    // SAFETY: `Scratch` is larger than the largest record, which `len` was just compared with.
+    let bytes = unsafe { core::slice::from_raw_parts(first, len) };
+    if SAMPLES.output::<[MaybeUninit<u8>]>(bytes, u64::from(wakeup)).is_err() {
+        count(counter::LOST_RING_FULL);
+    }
+}

@@ -1,0 +1,75 @@
+//! The only writer of BPF maps: facts about processes on their way back to the kernel.
+
+use aya::maps::{HashMap, MapData, MapError};
+use profiler_common::span::SpanSlot;
+
+use crate::decode::Pid;
+
+/// Writes what user space found out of processes.
+pub struct Control {
+    slots: HashMap<MapData, u32, SpanSlot>,
+    targets: HashMap<MapData, u32, u32>,
+}
+
+/// A fact that the kernel did not take.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot tell the kernel about process {}", pid.0)]
+pub struct ControlError {
+    /// The process.
+    pub pid: Pid,
+    /// Why not: the map is full, or `CAP_BPF` was dropped before Linux 5.11.
+    #[source]
+    pub source: std::io::Error,
+}
+
+impl Control {
+    pub(super) fn new(
+        slots: HashMap<MapData, u32, SpanSlot>,
+        targets: HashMap<MapData, u32, u32>,
+    ) -> Self {
+        Self { slots, targets }
+    }
+
+    /// From now on, the threads of `pid` keep their span record there.
+    ///
+    /// # Errors
+    ///
+    /// The map is full.
+    pub fn set_slot(&mut self, pid: Pid, slot: SpanSlot) -> Result<(), ControlError> {
+        self.slots.insert(pid.0, slot, 0).map_err(|error| control_error(pid, error))
+    }
+
+    /// The process publishes no spans, or is gone.
+    ///
+    /// # Errors
+    ///
+    /// The map cannot be written. That nothing was there is no error.
+    pub fn clear_slot(&mut self, pid: Pid) -> Result<(), ControlError> {
+        ignore_missing(self.slots.remove(&pid.0)).map_err(|error| control_error(pid, error))
+    }
+
+    /// Sample this process, where only some are.
+    ///
+    /// # Errors
+    ///
+    /// The map is full.
+    pub fn add_target(&mut self, pid: Pid) -> Result<(), ControlError> {
+        self.targets.insert(pid.0, 1, 0).map_err(|error| control_error(pid, error))
+    }
+}
+
+fn ignore_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+fn control_error(pid: Pid, error: MapError) -> ControlError {
+    ControlError { pid, source: std::io::Error::other(error) }
+}

@@ -1,0 +1,150 @@
+//! The thread that drains the rings. It never waits for anybody: what the next stage has no room
+//! for is dropped and counted.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc,
+        mpsc::{SyncSender, TrySendError},
+    },
+    time::{Duration, Instant},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapData, RingBuf},
+    programs::PerfEvent,
+};
+use aya_log::EbpfLogger;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::attach::CpuTimers;
+use super::live::{CaptureError, SAMPLER};
+use super::source::{Batch, RecordKind};
+use crate::stats::{Count, Stats};
+
+/// How often the rings are emptied when nothing wakes the thread before.
+const DRAIN_PERIOD: Duration = Duration::from_millis(100);
+/// The least time between two drains, so that a storm of process events cannot make it spin.
+const DRAIN_PAUSE: Duration = Duration::from_millis(5);
+/// How often CPUs that came or went are looked for.
+const CPU_PERIOD: Duration = Duration::from_secs(1);
+/// A batch is handed on when it has that many bytes.
+const BATCH_BYTES: usize = 512 << 10;
+
+/// What the thread owns.
+pub(super) struct Drain {
+    pub(super) ebpf: Ebpf,
+    pub(super) timers: CpuTimers,
+    pub(super) hz: u32,
+    pub(super) samples: RingBuf<MapData>,
+    pub(super) events: RingBuf<MapData>,
+    pub(super) logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    pub(super) batches: SyncSender<Batch>,
+    pub(super) stats: Arc<Stats>,
+    /// Readable when it is time to stop.
+    pub(super) stop: OwnedFd,
+    /// Process events were dropped and the next stage does not know yet.
+    pub(super) events_lost: bool,
+}
+
+impl Drain {
+    /// Drains until told to stop, then stops sampling and drains what is left.
+    pub(super) fn run(mut self) {
+        let mut cpus_at = Instant::now() + CPU_PERIOD;
+        loop {
+            let stopping = self.wait(DRAIN_PAUSE, false) || self.wait(DRAIN_PERIOD, true);
+            if stopping {
+                // Nothing is sampled after this, so this drain is the last.
+                if let Ok(program) = sampler(&mut self.ebpf) {
+                    self.timers.stop(program);
+                }
+            }
+            self.drain();
+            if stopping {
+                return;
+            }
+            if Instant::now() >= cpus_at {
+                cpus_at += CPU_PERIOD;
+                self.follow_cpus();
+            }
+        }
+    }
+
+    /// Waits, and says whether it is time to stop.
+    fn wait(&self, at_most: Duration, for_records: bool) -> bool {
+        let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        if for_records {
+            fds.push(PollFd::from_borrowed_fd(self.samples.as_fd(), PollFlags::IN));
+            fds.push(PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN));
+        }
+        let timeout =
+            Timespec { tv_sec: 0, tv_nsec: i64::try_from(at_most.as_nanos()).unwrap_or(i64::MAX) };
+        // An interrupted wait is a short one.
+        if poll(&mut fds, Some(&timeout)).is_err() {
+            return false;
+        }
+        fds.first().is_some_and(|stop| !stop.revents().is_empty())
+    }
+
+    fn drain(&mut self) {
+        let mut batch = Batch::default();
+        // Events first: a sample after an exec must not be looked up in the memory before it.
+        while let Some(record) = self.events.next() {
+            batch.push(RecordKind::ProcessEvent, &record);
+        }
+        let mut samples = 0;
+        while let Some(record) = self.samples.next() {
+            batch.push(RecordKind::Sample, &record);
+            samples += 1;
+            if batch.len() >= BATCH_BYTES {
+                let full = std::mem::take(&mut batch);
+                hand_on(full, &self.batches, &self.stats, &mut self.events_lost);
+            }
+        }
+        self.stats.add(Count::SamplesDrained, samples);
+        hand_on(batch, &self.batches, &self.stats, &mut self.events_lost);
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+
+    fn follow_cpus(&mut self) {
+        let (timers, hz) = (&mut self.timers, self.hz);
+        let before = timers.len();
+        let followed =
+            sampler(&mut self.ebpf).and_then(|program| timers.follow_online(program, hz));
+        match followed {
+            Ok(failed) => {
+                for (cpu, error) in failed {
+                    tracing::warn!(cpu, error = %error, "a CPU that came online is not sampled");
+                }
+                if timers.len() != before {
+                    tracing::info!(cpus = timers.len(), "the number of sampled CPUs changed");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot look for CPUs that came online"),
+        }
+    }
+}
+
+fn hand_on(mut batch: Batch, to: &SyncSender<Batch>, stats: &Stats, events_lost: &mut bool) {
+    batch.events_lost = *events_lost;
+    if batch.is_empty() {
+        return;
+    }
+    match to.try_send(batch) {
+        Ok(()) => *events_lost = false,
+        Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
+            stats.add(Count::LostAttributeQueueFull, batch.samples());
+            *events_lost = true;
+        }
+    }
+}
+
+/// The program that takes the samples.
+pub(super) fn sampler(ebpf: &mut Ebpf) -> Result<&mut PerfEvent, CaptureError> {
+    ebpf.program_mut(SAMPLER)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(CaptureError::NoSuchProgram(SAMPLER))
+}

@@ -1,0 +1,295 @@
+//! The running kernel as a [`Source`].
+
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, sync_channel},
+    },
+    thread::JoinHandle,
+    time::Instant,
+};
+
+use aya::{
+    Ebpf, EbpfError,
+    maps::{Map, MapError},
+    programs::{ProgramError, RawTracePoint},
+};
+use aya_log::EbpfLogger;
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::attach::CpuTimers;
+use super::control::Control;
+use super::counters::Counters;
+use super::drain::{Drain, sampler};
+use super::kernel_layout::{KERNEL_BTF, TaskLayout};
+use super::object::{self, Settings};
+use super::source::{Batch, Next, Source};
+use super::support;
+use crate::decode::Pid;
+use crate::stats::Stats;
+
+/// The program that takes the samples.
+pub(super) const SAMPLER: &str = "on_cpu";
+/// The programs that follow processes, and their raw tracepoints.
+const FOLLOWERS: [(&str, &str); 3] = [
+    ("on_exec", "sched_process_exec"),
+    ("on_fork", "sched_process_fork"),
+    ("on_exit", "sched_process_exit"),
+];
+/// Batches that may wait for the next stage: 16 MiB at most.
+const BATCHES: usize = 32;
+
+/// What to sample.
+#[derive(Clone, Debug)]
+pub struct CaptureConfig {
+    /// Samples per second and CPU.
+    pub hz: u32,
+    /// These processes and their descendants only; `None`: every process.
+    pub targets: Option<Vec<Pid>>,
+    /// Show the BPF programs' diagnostics in the log.
+    pub bpf_log: bool,
+}
+
+/// Why nothing can be sampled.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// `SPANPROF_SKIP_BPF` was set at build time.
+    #[error("this binary was built without its BPF object")]
+    NotBuilt,
+    /// The object or one of its maps.
+    #[error("cannot load the BPF object")]
+    Load(#[source] EbpfError),
+    /// The verifier or the kernel refused a program.
+    #[error("cannot load the BPF program `{name}`")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// The object is not the one that this binary belongs to.
+    #[error("the BPF object has no program `{0}`")]
+    NoSuchProgram(&'static str),
+    /// The object is not the one that this binary belongs to.
+    #[error("the BPF object's map `{name}` cannot be used")]
+    NoSuchMap {
+        /// The map.
+        name: &'static str,
+        /// What is wrong with it, if it is there.
+        #[source]
+        source: Option<MapError>,
+    },
+    /// A CPU cannot be sampled.
+    #[error("cannot open a perf event on CPU {cpu}")]
+    PerfEvent {
+        /// The CPU.
+        cpu: u32,
+        /// Why.
+        #[source]
+        source: ProgramError,
+    },
+    /// The online CPUs are not known.
+    #[error("cannot read {path}")]
+    OnlineCpus {
+        /// The file.
+        path: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread or a descriptor of our own.
+    #[error("cannot start the draining thread")]
+    Thread(#[source] io::Error),
+    /// A target did not fit.
+    #[error(transparent)]
+    Target(#[from] super::control::ControlError),
+}
+
+/// A running capture.
+pub struct Capture {
+    batches: Receiver<Batch>,
+    stop: OwnedFd,
+    drain: Option<JoinHandle<()>>,
+}
+
+/// Ends a [`Capture`] from another thread.
+pub struct Stop(OwnedFd);
+
+/// What [`Capture::start`] gives: the records, the way back, and the books.
+pub struct Started {
+    /// The records.
+    pub capture: Capture,
+    /// The way back.
+    pub control: Control,
+    /// The books.
+    pub counters: Counters,
+}
+
+impl Capture {
+    /// Loads the programs, attaches them and starts to sample.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses, mostly for want of a capability: `spanprof doctor` says which.
+    pub fn start(config: &CaptureConfig, stats: Arc<Stats>) -> Result<Started, CaptureError> {
+        support::raise_memlock();
+        let layout = TaskLayout::from_btf(Path::new(KERNEL_BTF)).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no spans, and no user stacks of threads in system calls");
+            TaskLayout::default()
+        });
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, source)| CaptureError::OnlineCpus { path, source })?;
+        let mut ebpf = object::load(&Settings {
+            period_ns: 1_000_000_000 / u64::from(config.hz),
+            targets_only: config.targets.is_some(),
+            layout,
+            has_task_pt_regs: support::has_task_pt_regs(),
+            log: config.bpf_log,
+            samples_ring_bytes: ring_bytes(config.hz, cpus),
+        })?;
+
+        let mut control =
+            Control::new(take_map(&mut ebpf, "SPAN_SLOTS")?, take_map(&mut ebpf, "TARGETS")?);
+        for &pid in config.targets.iter().flatten() {
+            control.add_target(pid)?;
+        }
+        let counters = Counters::new(take_map(&mut ebpf, "COUNTERS")?);
+        let samples = take_map(&mut ebpf, "SAMPLES")?;
+        let events = take_map(&mut ebpf, "PROCESS_EVENTS")?;
+        let logger = if config.bpf_log { start_log(&mut ebpf) } else { None };
+
+        for (name, tracepoint) in FOLLOWERS {
+            follow(&mut ebpf, name, tracepoint)?;
+        }
+        let program = sampler(&mut ebpf)?;
+        program.load().map_err(|source| CaptureError::Program { name: SAMPLER, source })?;
+        let mut timers = CpuTimers::default();
+        let failed = timers.follow_online(program, config.hz)?;
+        if let Some((_cpu, error)) = failed.into_iter().next() {
+            return Err(error);
+        }
+
+        let (to_next_stage, batches) = sync_channel(BATCHES);
+        let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(thread_error)?;
+        let drain = Drain {
+            ebpf,
+            timers,
+            hz: config.hz,
+            samples,
+            events,
+            logger,
+            batches: to_next_stage,
+            stats,
+            stop: stop.try_clone().map_err(CaptureError::Thread)?,
+            events_lost: false,
+        };
+        let drain = std::thread::Builder::new()
+            .name("drain".to_owned())
+            .spawn(move || drain.run())
+            .map_err(CaptureError::Thread)?;
+        Ok(Started { capture: Self { batches, stop, drain: Some(drain) }, control, counters })
+    }
+
+    /// A handle that ends this capture: sampling stops, and the source ends after what is left.
+    ///
+    /// # Errors
+    ///
+    /// There is no descriptor left.
+    pub fn stop_handle(&self) -> io::Result<Stop> {
+        self.stop.try_clone().map(Stop)
+    }
+}
+
+impl Stop {
+    /// Ends the capture.
+    pub fn stop(&self) {
+        // Adding to the counter cannot fail before 2^64 - 1 calls.
+        if let Err(error) = rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
+            tracing::error!(%error, "cannot stop sampling");
+        }
+    }
+}
+
+impl Source for Capture {
+    fn next(&mut self, deadline: Instant) -> Next {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        match self.batches.recv_timeout(wait) {
+            Ok(batch) => Next::Batch(batch),
+            Err(RecvTimeoutError::Timeout) => Next::Deadline,
+            Err(RecvTimeoutError::Disconnected) => {
+                if let Some(drain) = self.drain.take()
+                    && drain.join().is_err()
+                {
+                    tracing::error!("the draining thread has panicked");
+                }
+                Next::End
+            }
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        Stop(match self.stop.try_clone() {
+            Ok(stop) => stop,
+            Err(_) => return,
+        })
+        .stop();
+    }
+}
+
+fn take_map<M>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, CaptureError>
+where
+    M: TryFrom<Map, Error = MapError>,
+{
+    let map = ebpf.take_map(name).ok_or(CaptureError::NoSuchMap { name, source: None })?;
+    M::try_from(map).map_err(|source| CaptureError::NoSuchMap { name, source: Some(source) })
+}
+
+fn start_log(ebpf: &mut Ebpf) -> Option<EbpfLogger<&'static dyn log::Log>> {
+    EbpfLogger::init(ebpf)
+        .inspect_err(|error| tracing::warn!(%error, "no diagnostics of the BPF programs"))
+        .ok()
+}
+
+fn follow(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), CaptureError> {
+    let program: &mut RawTracePoint = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or(CaptureError::NoSuchProgram(name))?;
+    let failed = |source| CaptureError::Program { name, source };
+    program.load().map_err(failed)?;
+    program.attach(tracepoint).map_err(failed)?;
+    Ok(())
+}
+
+fn thread_error(errno: rustix::io::Errno) -> CaptureError {
+    CaptureError::Thread(errno.into())
+}
+
+/// Room for two seconds of samples of the usual size, a power of two as the kernel demands.
+fn ring_bytes(hz: u32, cpus: usize) -> u32 {
+    const USUAL_SAMPLE: u64 = 512;
+    const SMALLEST: u64 = 1 << 20;
+    const LARGEST: u64 = 64 << 20;
+    let cpus = u64::try_from(cpus).unwrap_or(u64::MAX);
+    let wanted = u64::from(hz).saturating_mul(cpus).saturating_mul(2 * USUAL_SAMPLE);
+    let bytes = wanted.clamp(SMALLEST, LARGEST).next_power_of_two();
+    u32::try_from(bytes).unwrap_or(1 << 26)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ring_grows_with_the_rate_within_bounds() {
+        assert_eq!(ring_bytes(97, 2), 1 << 20);
+        assert_eq!(ring_bytes(99, 64), 8 << 20);
+        assert_eq!(ring_bytes(100_000, 1024), 64 << 20);
+    }
+}

@@ -1,0 +1,188 @@
+//! Record bytes to [`Sample`]s and [`ProcessEvent`]s. Parses, never trusts; pure.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
+
+mod record;
+
+pub use record::{DecodeError, process_event, sample};
+
+use std::sync::Arc;
+
+/// A process (the kernel's *tgid*), in the initial PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Pid(pub u32);
+
+/// A thread (the kernel's *pid*), in the initial PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tid(pub u32);
+
+/// An address in a running process or in the running kernel.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Addr(pub u64);
+
+impl std::fmt::Debug for Addr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BootTime(pub u64);
+
+/// A trace id in W3C byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TraceId(pub [u8; 16]);
+
+/// A span id in W3C byte order.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpanId(pub [u8; 8]);
+
+macro_rules! hex_display {
+    ($id:ident) => {
+        impl std::fmt::Display for $id {
+            /// Lower-case hex, as OpenTelemetry writes it.
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
+        }
+
+        impl std::fmt::Debug for $id {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "{self}")
+            }
+        }
+    };
+}
+hex_display!(TraceId);
+hex_display!(SpanId);
+
+/// What a sample's value measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SampleKind {
+    /// CPU time, in nanoseconds.
+    Cpu,
+}
+
+/// One sample of one thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// What `value` measures.
+    pub kind: SampleKind,
+    /// How much this sample stands for.
+    pub value: u64,
+    /// When it was taken.
+    pub at: BootTime,
+    /// The process.
+    pub pid: Pid,
+    /// The thread.
+    pub tid: Tid,
+    /// The thread's name, as the kernel keeps it: up to 15 bytes.
+    pub comm: Arc<str>,
+    /// The CPU.
+    pub cpu: u32,
+    /// The cgroup v2 id, 0 where there is none.
+    pub cgroup_id: u64,
+    /// The stack, leaf first: the kernel's frames, then the process's.
+    pub frames: Vec<Frame>,
+    /// How the user part of the stack ended.
+    pub user_stack: UserStack,
+    /// The thread's span record, or why there is none.
+    pub span: Result<SpanRecord, NoSpan>,
+}
+
+/// One frame as it was sampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// In the kernel.
+    Kernel(CodeAddress),
+    /// In the process.
+    User(CodeAddress),
+}
+
+/// A code address that knows what it points to. The instruction that a profile charges is the
+/// interrupted one, but the *call* before a return address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CodeAddress {
+    /// The instruction at which the thread was interrupted.
+    Instruction(Addr),
+    /// Where a call returns to: the first byte after it, which may belong to another function.
+    Return(Addr),
+}
+
+impl CodeAddress {
+    /// The address to look up: inside the charged instruction.
+    #[must_use]
+    pub fn lookup(self) -> Addr {
+        match self {
+            Self::Instruction(at) => at,
+            Self::Return(Addr(at)) => Addr(at.saturating_sub(1)),
+        }
+    }
+}
+
+/// How the user part of a stack ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserStack {
+    /// At its root, or where frame pointers end.
+    Walked,
+    /// At the most frames a sample has.
+    Truncated,
+    /// A kernel thread has none.
+    KernelThread,
+    /// A 32-bit task is not walked.
+    Compat,
+    /// The thread was in the kernel and its user registers were not found.
+    NoRegisters,
+}
+
+/// A thread's OTEP 4947 record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanRecord {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// The active span.
+    pub span_id: SpanId,
+    /// W3C trace flags; bit 0 is "sampled".
+    pub trace_flags: u8,
+    /// Attributes by key index, as the process context names them; of a repeated key the last.
+    pub attributes: Vec<(u8, Arc<str>)>,
+}
+
+/// Why a sample has no span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSpan {
+    /// The process is not known to publish spans.
+    NoSlot,
+    /// The thread says that it works on none.
+    NoneActive,
+    /// The record says that it is not valid, or its ids are zero.
+    Invalid,
+    /// The thread pointer, the slot or the record cannot be read.
+    Unreadable,
+}
+
+/// Something that happened to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessEvent {
+    /// When.
+    pub at: BootTime,
+    /// The process.
+    pub pid: Pid,
+    /// What.
+    pub kind: ProcessEventKind,
+}
+
+/// What happened to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessEventKind {
+    /// It runs a new program image.
+    Exec,
+    /// It was made by `parent`.
+    Fork {
+        /// The process that forked.
+        parent: Pid,
+    },
+    /// Its first thread has exited; others may still run.
+    Exit,
+}

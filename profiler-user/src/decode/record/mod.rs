@@ -1,0 +1,162 @@
+//! The two record layouts of `profiler-common`, read from bytes.
+
+use std::sync::Arc;
+
+use profiler_common::{
+    process::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, ProcessEventRecord},
+    sample::{
+        FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FLAG_USER_TRUNCATED, KIND_CPU, SPAN_INVALID,
+        SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE, SampleHeader, USER_STACK_COMPAT,
+        USER_STACK_KERNEL_THREAD, USER_STACK_NO_REGISTERS, USER_STACK_WALKED,
+    },
+    span::SpanHeader,
+};
+use zerocopy::FromBytes as _;
+
+use super::{
+    Addr, BootTime, CodeAddress, Frame, NoSpan, Pid, ProcessEvent, ProcessEventKind, Sample,
+    SampleKind, SpanId, SpanRecord, Tid, TraceId, UserStack,
+};
+
+/// What is wrong with a record. None of these can come from the BPF program that this binary
+/// carries; a recorded file can hold anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// It ends before what it announces.
+    #[error("the record is shorter than it says")]
+    Short,
+    /// A number stands for nothing that is known.
+    #[error("the record's `{field}` is {value}, which means nothing")]
+    Unknown {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+    },
+}
+
+/// Parses a process event.
+///
+/// # Errors
+///
+/// The record is malformed.
+pub fn process_event(bytes: &[u8]) -> Result<ProcessEvent, DecodeError> {
+    let (record, _) =
+        ProcessEventRecord::read_from_prefix(bytes).map_err(|_size| DecodeError::Short)?;
+    let kind = match record.kind {
+        EVENT_EXEC => ProcessEventKind::Exec,
+        EVENT_FORK => ProcessEventKind::Fork { parent: Pid(record.parent_tgid) },
+        EVENT_EXIT => ProcessEventKind::Exit,
+        value => return Err(DecodeError::Unknown { field: "kind", value }),
+    };
+    Ok(ProcessEvent { at: BootTime(record.boot_ns), pid: Pid(record.tgid), kind })
+}
+
+/// Parses a sample.
+///
+/// # Errors
+///
+/// The record is malformed.
+pub fn sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
+    let (header, rest) =
+        SampleHeader::read_from_prefix(bytes).map_err(|_size| DecodeError::Short)?;
+    let (kernel, rest) = words(rest, header.kernel_frame_count)?;
+    let (user, rest) = words(rest, header.user_frame_count)?;
+    let span = rest.get(..usize::from(header.span_len)).ok_or(DecodeError::Short)?;
+
+    let in_kernel = header.flags & FLAG_IN_KERNEL != 0;
+    let leaf_returns = header.flags & FLAG_USER_LEAF_RETURNS != 0;
+    let mut frames = Vec::with_capacity(kernel.len().saturating_add(user.len()));
+    frames.extend(code_addresses(kernel, !in_kernel).map(Frame::Kernel));
+    frames.extend(code_addresses(user, leaf_returns).map(Frame::User));
+
+    Ok(Sample {
+        kind: match header.kind {
+            KIND_CPU => SampleKind::Cpu,
+            value => return Err(DecodeError::Unknown { field: "kind", value: value.into() }),
+        },
+        value: header.value,
+        at: BootTime(header.boot_ns),
+        pid: Pid(header.tgid),
+        tid: Tid(header.tid),
+        comm: comm(&header.comm),
+        cpu: header.cpu,
+        cgroup_id: header.cgroup_id,
+        frames,
+        user_stack: match header.user_stack {
+            USER_STACK_WALKED if header.flags & FLAG_USER_TRUNCATED != 0 => UserStack::Truncated,
+            USER_STACK_WALKED => UserStack::Walked,
+            USER_STACK_KERNEL_THREAD => UserStack::KernelThread,
+            USER_STACK_COMPAT => UserStack::Compat,
+            USER_STACK_NO_REGISTERS => UserStack::NoRegisters,
+            value => {
+                return Err(DecodeError::Unknown { field: "user_stack", value: value.into() });
+            }
+        },
+        span: match header.span {
+            SPAN_READ => span_record(span)?,
+            SPAN_NO_SLOT => Err(NoSpan::NoSlot),
+            SPAN_NONE => Err(NoSpan::NoneActive),
+            SPAN_INVALID => Err(NoSpan::Invalid),
+            SPAN_UNREADABLE => Err(NoSpan::Unreadable),
+            value => return Err(DecodeError::Unknown { field: "span", value: value.into() }),
+        },
+    })
+}
+
+/// Splits `count` words off.
+fn words(bytes: &[u8], count: u16) -> Result<(&[[u8; 8]], &[u8]), DecodeError> {
+    let len = usize::from(count).saturating_mul(8);
+    let (words, rest) = bytes.split_at_checked(len).ok_or(DecodeError::Short)?;
+    let (words, _) = words.as_chunks();
+    Ok((words, rest))
+}
+
+/// All but the first are return addresses; the first is one if the thread was not interrupted there.
+fn code_addresses(words: &[[u8; 8]], first_returns: bool) -> impl Iterator<Item = CodeAddress> {
+    let mut returns = first_returns;
+    words.iter().map(move |word| {
+        let at = Addr(u64::from_ne_bytes(*word));
+        if std::mem::replace(&mut returns, true) {
+            CodeAddress::Return(at)
+        } else {
+            CodeAddress::Instruction(at)
+        }
+    })
+}
+
+/// The header's ids and flags, then attributes up to the first that is not whole.
+fn span_record(bytes: &[u8]) -> Result<Result<SpanRecord, NoSpan>, DecodeError> {
+    let (header, rest) = SpanHeader::read_from_prefix(bytes).map_err(|_size| DecodeError::Short)?;
+    // "trace_id and span_id are set together or not at all" (OTEP 4947).
+    if header.span_id == [0; 8] || header.trace_id == [0; 16] {
+        return Ok(Err(NoSpan::Invalid));
+    }
+    let claimed = usize::from(u16::from_ne_bytes(header.attributes_len));
+    let mut rest = rest.get(..claimed).unwrap_or(rest);
+    let mut attributes: Vec<(u8, Arc<str>)> = Vec::new();
+    while let [key, len, tail @ ..] = rest {
+        let Some((value, tail)) = tail.split_at_checked(usize::from(*len)) else { break };
+        rest = tail;
+        let value = Arc::from(String::from_utf8_lossy(value));
+        // Of a key that is there twice the last counts (OTEP 4947).
+        match attributes.iter_mut().find(|(known, _)| known == key) {
+            Some((_, known)) => *known = value,
+            None => attributes.push((*key, value)),
+        }
+    }
+    Ok(Ok(SpanRecord {
+        trace_id: TraceId(header.trace_id),
+        span_id: SpanId(header.span_id),
+        trace_flags: header.trace_flags,
+        attributes,
+    }))
+}
+
+fn comm(bytes: &[u8]) -> Arc<str> {
+    let name = bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+    Arc::from(String::from_utf8_lossy(name))
+}
+
+#[cfg(test)]
+mod tests;
