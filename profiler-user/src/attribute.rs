@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::decode::{Addr, SpanId, TraceId};
-use crate::process::ElfId;
+use crate::process::{ElfId, ServiceIdentity};
 
 /// One frame of a stack, independent of the process that it was seen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,4 +58,19 @@ pub struct SpanLabel {
     pub span_id: SpanId,
     /// That span's name, where the process publishes it.
     pub name: Option<Arc<str>>,
+}
+
+/// A sample that knows where it belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributedSample {
+    /// The service.
+    pub service: Arc<ServiceIdentity>,
+    /// The process's main binary.
+    pub main_elf: Option<ElfId>,
+    /// Leaf first; never empty.
+    pub stack: Box<[Location]>,
+    /// The span that it is charged to.
+    pub span: Option<SpanLabel>,
+    /// How much it stands for, in nanoseconds of CPU time.
+    pub value: u64,
 }

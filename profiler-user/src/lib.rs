@@ -20,3 +20,5 @@ pub mod symbolize;
 pub mod encode;
 pub mod export;
 pub mod report;
+pub mod cli;
+pub mod config;

@@ -1,0 +1,238 @@
+//! What the user typed: strings and numbers, nothing resolved. `config` makes sense of it.
+#![expect(clippy::doc_markdown, reason = "these comments are help texts, read on a terminal")]
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The default sampling frequency: a prime, so that it keeps out of step with timers of the host.
+pub const DEFAULT_HZ: u32 = 97;
+
+/// Continuous profiling that answers "which request burnt this CPU?".
+#[derive(Debug, Parser)]
+#[command(name = "spanprof", version, max_term_width = 100)]
+pub struct Cli {
+    /// Say more: -v for decisions per process, -vv for everything. RUST_LOG refines it
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Profile this host, some processes or one command for a while, and write what was found
+    #[command(after_help = RECORD_EXAMPLES)]
+    Record(Record),
+    /// Profile this host until told to stop, and push to Grafana Pyroscope
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(Box<Run>),
+    /// Make the same outputs from a file of `record --raw`: needs no privileges
+    Replay(Replay),
+    /// Say what this kernel and these privileges allow, and what each missing thing costs
+    Doctor,
+    /// Turn addresses into names for the process that started this one
+    #[command(hide = true)]
+    SymbolizeWorker,
+}
+
+const RECORD_EXAMPLES: &str = "\
+Examples:
+  spanprof record                          the whole host for 10 s, a table on the terminal
+  spanprof record -d 30s -o cpu.pb.gz -o cpu.svg
+  spanprof record -p 1234 -F 499 -o spans.json
+  spanprof record -o flame.svg -- ./my-service --port 8080";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  spanprof run --pyroscope-url http://pyroscope:4040
+  spanprof run --pyroscope-url https://profiles.example.com --tenant team-a \\
+      --bearer-token-file /run/secrets/token";
+
+/// Options of everything that samples.
+#[derive(Args, Clone, Debug)]
+pub struct Sampling {
+    /// Samples per second and CPU, 1 to 10000
+    #[arg(short = 'F', long = "frequency", value_name = "HZ", default_value_t = DEFAULT_HZ)]
+    pub hz: u32,
+    /// Show the diagnostics of the BPF programs in the log
+    #[arg(long)]
+    pub bpf_log: bool,
+}
+
+/// Which span of a trace a sample is charged to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum SpanScope {
+    /// The first span of this process in the trace: the request that it serves
+    #[default]
+    LocalRoot,
+    /// The innermost span that is being worked on
+    Active,
+}
+
+/// Options of everything that writes files.
+#[derive(Args, Clone, Debug)]
+pub struct Outputs {
+    /// Charge samples to the local root span or to the active span
+    #[arg(long, value_enum, default_value_t)]
+    pub span_scope: SpanScope,
+    /// Write this file; its ending says what: .pb.gz (pprof), .svg (flame graph), .folded, .json
+    /// (span table). May be given more than once
+    #[arg(short, long = "output", value_name = "FILE")]
+    pub output: Vec<PathBuf>,
+    /// Write every counter of the pipeline to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+}
+
+/// `spanprof record`.
+#[derive(Args, Debug)]
+pub struct Record {
+    /// How long: 10s, 2m, 1h. With a command, until it ends if not given
+    #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
+    pub duration: Option<Duration>,
+    /// Sample this process and its descendants only. May be given more than once
+    #[arg(short, long = "pid", value_name = "PID", conflicts_with = "exec")]
+    pub pid: Vec<u32>,
+    /// How to sample.
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// What to write.
+    #[command(flatten)]
+    pub outputs: Outputs,
+    /// Store what came from the kernel, with what is needed to make sense of it elsewhere
+    #[arg(long, value_name = "FILE")]
+    pub raw: Option<PathBuf>,
+    /// Show a function that was inlined as part of its caller
+    #[arg(long)]
+    pub no_inline: bool,
+    /// Run this command and sample it and its descendants only
+    #[arg(last = true, value_name = "COMMAND")]
+    pub exec: Vec<OsString>,
+}
+
+/// `spanprof replay`.
+#[derive(Args, Debug)]
+pub struct Replay {
+    /// A file of `spanprof record --raw`
+    pub file: PathBuf,
+    /// What to write.
+    #[command(flatten)]
+    pub outputs: Outputs,
+}
+
+/// Whether to send trace ids.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum TraceIdLabel {
+    /// If the server is Pyroscope 2.1 or newer: older ones make a series of every trace
+    #[default]
+    Auto,
+    /// Always
+    On,
+    /// Never
+    Off,
+}
+
+/// `spanprof run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// How to sample.
+    #[command(flatten)]
+    pub sampling: Sampling,
+    /// Charge samples to the local root span or to the active span
+    #[arg(long, value_enum, default_value_t)]
+    pub span_scope: SpanScope,
+    /// The server, up to and without /push.v1.PusherService
+    #[arg(long, value_name = "URL", env = "SPANPROF_PYROSCOPE_URL")]
+    pub pyroscope_url: String,
+    /// How much time one profile covers, 1s to 30s: Grafana looks 30 s around a span
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub window: Duration,
+    /// Show inlined functions as frames of their own: more exact, and more memory and CPU
+    #[arg(long)]
+    pub inline: bool,
+    /// Label samples with their trace id
+    #[arg(long, value_enum, default_value_t)]
+    pub trace_id: TraceIdLabel,
+    /// Label profiles with the span's name: one series per name and service
+    #[arg(long)]
+    pub span_name: bool,
+    /// The most span names of a service; the others share `other`
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "span_name")]
+    pub span_name_max: usize,
+    /// The `host` label; the host's name if not given
+    #[arg(long, value_name = "NAME", env = "SPANPROF_HOST")]
+    pub host: Option<String>,
+    /// The X-Scope-OrgID of a server with tenants
+    #[arg(long, value_name = "TENANT", env = "SPANPROF_TENANT")]
+    pub tenant: Option<String>,
+    /// The user of HTTP basic authentication
+    #[arg(long, value_name = "USER", requires = "basic_auth_password_file")]
+    #[arg(env = "SPANPROF_BASIC_AUTH_USER")]
+    pub basic_auth_user: Option<String>,
+    /// A file with the password of HTTP basic authentication
+    #[arg(long, value_name = "FILE", requires = "basic_auth_user")]
+    #[arg(env = "SPANPROF_BASIC_AUTH_PASSWORD_FILE")]
+    pub basic_auth_password_file: Option<PathBuf>,
+    /// A file with a bearer token
+    #[arg(long, value_name = "FILE", conflicts_with = "basic_auth_user")]
+    #[arg(env = "SPANPROF_BEARER_TOKEN_FILE")]
+    pub bearer_token_file: Option<PathBuf>,
+    /// Another header of every request. May be given more than once
+    #[arg(long, value_name = "NAME: VALUE")]
+    pub header: Vec<String>,
+    /// Trust the certificates in this PEM file, besides the public ones
+    #[arg(long, value_name = "FILE", env = "SPANPROF_TLS_CA_FILE")]
+    pub tls_ca_file: Option<PathBuf>,
+    /// Profiles that wait for the server, in MiB; the oldest go first
+    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    pub queue_mib: usize,
+    /// Write every counter of the pipeline to this file after each window, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub stats: Option<PathBuf>,
+}
+
+/// `10s`, `1m30s`, `250ms`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() { Err("it must be longer than nothing".to_owned()) } else { Ok(duration) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[track_caller]
+    fn refused(line: &str, because: &str) {
+        let error = Cli::try_parse_from(line.split(' ')).unwrap_err().to_string();
+        assert!(error.contains(because), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        refused("spanprof record -d 0s", "longer than nothing");
+        refused("spanprof record -d soon", "-d");
+        refused("spanprof record -p 1 -- true", "cannot be used with");
+        refused("spanprof run", "--pyroscope-url");
+        refused("spanprof run --pyroscope-url http://x --span-name-max 3", "--span-name");
+        refused("spanprof record -F many", "HZ");
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_options() {
+        let line = "spanprof record -o a.svg -- prog -d -o x";
+        let Command::Record(record) = Cli::try_parse_from(line.split(' ')).unwrap().command else {
+            panic!("not record");
+        };
+        assert_eq!(record.exec, ["prog", "-d", "-o", "x"]);
+        assert_eq!(record.outputs.output, [PathBuf::from("a.svg")]);
+    }
+}

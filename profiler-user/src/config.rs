@@ -1,0 +1,214 @@
+//! What the program needs: checked, resolved, immutable.
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::cli;
+use crate::decode::Pid;
+
+/// Above this a sampler burns more than it finds.
+const HZ_MAX: u32 = 10_000;
+/// Grafana looks 30 s around a span, and the server keeps one time a profile.
+const WINDOW_MAX: Duration = Duration::from_secs(30);
+/// Shorter windows cost more requests than they are worth.
+const WINDOW_MIN: Duration = Duration::from_secs(1);
+/// How long `record` samples when nothing says when to stop.
+const RECORD_DURATION: Duration = Duration::from_secs(10);
+
+/// What was asked for that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing, or more than makes sense.
+    #[error("-F {hz}: the frequency must be 1 to {HZ_MAX} Hz")]
+    Frequency {
+        /// What was asked for.
+        hz: u32,
+    },
+    /// Too short or too long.
+    #[error("--window {}: it must be {WINDOW_MIN:?} to {WINDOW_MAX:?}", humantime::format_duration(*window))]
+    Window {
+        /// What was asked for.
+        window: Duration,
+    },
+    /// Nothing to write there.
+    #[error("{}: its ending must be .pb.gz, .svg, .folded or .json", path.display())]
+    Extension {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No such process.
+    #[error("there is no process {}", pid.0)]
+    NoSuchProcess {
+        /// The process.
+        pid: Pid,
+    },
+}
+
+/// A file to write, and what to write there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// The file.
+    pub path: PathBuf,
+    /// What it gets.
+    pub kind: OutputKind,
+}
+
+/// What a file gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// A gzipped pprof.
+    Pprof,
+    /// A flame graph.
+    Svg,
+    /// Folded stacks.
+    Folded,
+    /// The span table.
+    Json,
+}
+
+/// `spanprof record`.
+#[derive(Clone, Debug)]
+pub struct RecordConfig {
+    /// When to stop; `None`: when the command ends.
+    pub duration: Option<Duration>,
+    /// Samples per second and CPU.
+    pub hz: u32,
+    /// The processes to sample, if not all.
+    pub pids: Vec<Pid>,
+    /// The command to run and sample, if there is one.
+    pub command: Vec<OsString>,
+    /// What to write.
+    pub outputs: OutputsConfig,
+    /// Where to store what came from the kernel.
+    pub raw: Option<PathBuf>,
+    /// Inlined functions are frames of their own.
+    pub inline: bool,
+    /// BPF-side diagnostics.
+    pub bpf_log: bool,
+}
+
+/// What `record` and `replay` write.
+#[derive(Clone, Debug)]
+pub struct OutputsConfig {
+    /// The files.
+    pub files: Vec<Output>,
+    /// Where the counters go.
+    pub stats: Option<PathBuf>,
+    /// Which span a sample is charged to.
+    pub span_scope: cli::SpanScope,
+}
+
+impl RecordConfig {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for cannot be.
+    pub fn new(typed: cli::Record) -> Result<Self, ConfigError> {
+        let cli::Record { duration, pid, sampling, outputs, raw, no_inline, exec } = typed;
+        let pids: Vec<Pid> = pid.into_iter().map(Pid).collect();
+        for &pid in &pids {
+            if !Path::new("/proc").join(pid.0.to_string()).exists() {
+                return Err(ConfigError::NoSuchProcess { pid });
+            }
+        }
+        let until_the_end = duration.is_none() && !exec.is_empty();
+        Ok(Self {
+            duration: if until_the_end { None } else { Some(duration.unwrap_or(RECORD_DURATION)) },
+            hz: frequency(sampling.hz)?,
+            pids,
+            command: exec,
+            outputs: OutputsConfig::new(outputs)?,
+            raw,
+            inline: !no_inline,
+            bpf_log: sampling.bpf_log,
+        })
+    }
+}
+
+impl OutputsConfig {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    ///
+    /// A file's ending does not say what to write.
+    pub fn new(typed: cli::Outputs) -> Result<Self, ConfigError> {
+        let cli::Outputs { span_scope, output, stats } = typed;
+        let files = output.into_iter().map(Output::new).collect::<Result<_, _>>()?;
+        Ok(Self { files, stats, span_scope })
+    }
+}
+
+impl Output {
+    fn new(path: PathBuf) -> Result<Self, ConfigError> {
+        let name = path.to_string_lossy();
+        let endings = [
+            (".pb.gz", OutputKind::Pprof),
+            (".svg", OutputKind::Svg),
+            (".folded", OutputKind::Folded),
+            (".json", OutputKind::Json),
+        ];
+        match endings.into_iter().find(|(ending, _)| name.ends_with(ending)) {
+            Some((_, kind)) => Ok(Self { path, kind }),
+            None => Err(ConfigError::Extension { path }),
+        }
+    }
+}
+
+/// A frequency that can be sampled at.
+///
+/// # Errors
+///
+/// It cannot.
+pub fn frequency(hz: u32) -> Result<u32, ConfigError> {
+    if (1..=HZ_MAX).contains(&hz) { Ok(hz) } else { Err(ConfigError::Frequency { hz }) }
+}
+
+/// A window that Grafana can show.
+///
+/// # Errors
+///
+/// It cannot.
+pub fn window(window: Duration) -> Result<Duration, ConfigError> {
+    if (WINDOW_MIN..=WINDOW_MAX).contains(&window) {
+        Ok(window)
+    } else {
+        Err(ConfigError::Window { window })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frequency_has_bounds() {
+        assert!(frequency(0).is_err());
+        assert!(frequency(1).is_ok());
+        assert!(frequency(10_000).is_ok());
+        let error = frequency(100_000).unwrap_err().to_string();
+        assert_eq!(error, "-F 100000: the frequency must be 1 to 10000 Hz");
+    }
+
+    #[test]
+    fn a_window_has_bounds() {
+        assert!(window(Duration::from_millis(999)).is_err());
+        assert!(window(Duration::from_secs(30)).is_ok());
+        let error = window(Duration::from_secs(31)).unwrap_err().to_string();
+        assert_eq!(error, "--window 31s: it must be 1s to 30s");
+    }
+
+    #[test]
+    fn the_ending_says_what_to_write() {
+        let kind = |name: &str| Output::new(PathBuf::from(name)).map(|output| output.kind).ok();
+        assert_eq!(kind("a.pb.gz"), Some(OutputKind::Pprof));
+        assert_eq!(kind("/x/a.svg"), Some(OutputKind::Svg));
+        assert_eq!(kind("a.folded"), Some(OutputKind::Folded));
+        assert_eq!(kind("a.json"), Some(OutputKind::Json));
+        assert_eq!(kind("a.gz"), None);
+        assert_eq!(kind("a"), None);
+    }
+}
