@@ -1,1 +1,4 @@
-//! Skeleton.
+//! The harness of the tests that need the whole: workloads with known answers, the profiler, a
+//! server.
+
+pub mod require;

@@ -1,2 +1,73 @@
-//! Skeleton.
-fn main() {}
+//! Set-up, builds, tests and checks of spanprof: `cargo xtask COMMAND`.
+//!
+//! One file per command. A new one is a file, a `mod` line and a variant of [`Command`].
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool prints")]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod exec;
+mod cache;
+#[path = "../../profiler-user/build/bpf_toolchain.rs"]
+#[expect(dead_code, reason = "profiler-user's build script uses the rest")]
+mod bpf_toolchain;
+mod apt;
+
+mod setup;
+mod doctor;
+mod build;
+mod test;
+mod test_count;
+mod tidy;
+mod deny;
+mod ci;
+
+mod bpf_tools;
+mod pyroscope;
+
+/// Set-up, builds, tests and checks of spanprof.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Download and build every tool that building and testing need, into a cache folder.
+    ///
+    /// The folder is `${XDG_CACHE_HOME:-~/.cache}/spanprof`. Nothing else on the machine changes,
+    /// and no root is needed. What is there already is left alone.
+    Setup,
+    /// Tell which tools are there, and what brings the others.
+    Doctor,
+    /// Build the release binary of spanprof.
+    Build,
+    /// Run all tests, and tell which did not run.
+    Test,
+    /// Check the invariants of ARCHITECTURE.md that text can check.
+    Tidy,
+    /// Run everything that a change must pass, stopping at the first failure.
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Doctor => doctor::run(),
+        Command::Build => build::run(),
+        Command::Test => test::run(test::Missing::Skips),
+        Command::Tidy => tidy::run(),
+        Command::Ci => ci::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
