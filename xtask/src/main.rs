@@ -21,6 +21,7 @@ mod build;
 mod test;
 mod test_count;
 mod tidy;
+mod codegen;
 mod deny;
 mod ci;
 
@@ -50,6 +51,12 @@ enum Command {
     Test,
     /// Check the invariants of ARCHITECTURE.md that text can check.
     Tidy,
+    /// Generate the Rust code of the protobuf messages, which is checked in.
+    Codegen {
+        /// Change nothing; fail if the checked-in code is stale.
+        #[arg(long)]
+        check: bool,
+    },
     /// Run everything that a change must pass, stopping at the first failure.
     Ci,
 }
@@ -61,6 +68,7 @@ fn main() -> ExitCode {
         Command::Build => build::run(),
         Command::Test => test::run(test::Missing::Skips),
         Command::Tidy => tidy::run(),
+        Command::Codegen { check } => codegen::run(check),
         Command::Ci => ci::run(),
     };
     match result {

@@ -6,6 +6,8 @@ use bytes::Bytes;
 
 pub mod file;
 pub mod pyroscope;
+#[rustfmt::skip]
+#[expect(unreachable_pub, reason = "generated code does not know that its module is private")]
 mod proto;
 mod secret;
 
