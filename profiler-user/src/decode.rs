@@ -22,6 +22,31 @@ impl std::fmt::Debug for Addr {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
 
+/// Something happened to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProcessEvent {
+    /// When.
+    pub at: BootTime,
+    /// The process.
+    pub pid: Pid,
+    /// What.
+    pub kind: ProcessEventKind,
+}
+
+/// What happened to a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessEventKind {
+    /// It runs another program.
+    Exec,
+    /// It was made.
+    Fork {
+        /// By this one.
+        parent: Pid,
+    },
+    /// Its first thread has exited.
+    Exit,
+}
+
 /// A trace id in W3C byte order.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TraceId(pub [u8; 16]);
