@@ -2,12 +2,16 @@
 
 use std::{fs::File, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+
 /// Stands for one ELF file in everything downstream. Given out in order of discovery, never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct ElfId(pub u32);
 
 /// The GNU build ID: 8 to 20 bytes in practice, at most 64 are kept.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct BuildId(pub Box<[u8]>);
 
 impl std::fmt::Display for BuildId {

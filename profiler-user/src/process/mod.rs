@@ -1,8 +1,47 @@
 //! Process events to the process table: processes, mapping snapshots with epochs, ELF files with
 //! open descriptors, span slots, services. The only module that knows `/proc`.
 
+#[rustfmt::skip]
+#[expect(
+    unreachable_pub,
+    clippy::enum_variant_names,
+    reason = "generated code does not know where it is included"
+)]
+mod context_proto;
 mod elf_file;
+mod elf_reader;
+mod elf_registry;
+#[cfg(test)]
+mod fake_proc;
+mod images;
+mod looks;
+mod mapped_file;
+mod maps;
+mod proc_fs;
+mod process_context;
+mod reader;
+mod recorded;
 mod service;
+mod snapshot;
+mod span_slot;
+mod table;
+mod table_looks;
+mod table_stats;
+mod use_order;
+mod vdso;
+mod view;
 
 pub use elf_file::{BuildId, ElfFile, ElfId};
+pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
+pub use proc_fs::Proc;
+pub use recorded::{RecordedElf, RecordedProcess, RecordedTable};
 pub use service::ServiceIdentity;
+pub use snapshot::{Backing, Mapping, MappingSnapshot};
+pub use table::{ControlFact, ProcessTable, TableLimits};
+pub use table_stats::TableStats;
+pub use view::{Process, Unreadable};
+
+#[cfg(test)]
+mod live_tests;
+#[cfg(test)]
+mod table_tests;

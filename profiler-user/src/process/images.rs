@@ -1,0 +1,96 @@
+//! What was known of one process id, from when on.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::Process;
+use crate::decode::BootTime;
+
+/// What is known of a process id, each from a time on; the newest last.
+///
+/// A sample is looked up by its own time: an `exec` or a new process of the same id ends what was
+/// known before, not what is asked about before.
+#[derive(Debug, Default)]
+pub(super) struct Images {
+    list: VecDeque<Image>,
+}
+
+#[derive(Debug)]
+struct Image {
+    from: BootTime,
+    process: Arc<Process>,
+}
+
+impl Images {
+    /// From now on, this is known. What was said to hold from later on does not.
+    pub(super) fn push(&mut self, from: BootTime, process: Arc<Process>) {
+        while self.list.back().is_some_and(|image| image.from >= from) {
+            self.list.pop_back();
+        }
+        self.list.push_back(Image { from, process });
+    }
+
+    /// Replaces the newest; from when on it holds stays.
+    pub(super) fn replace_newest(&mut self, process: Arc<Process>) {
+        if let Some(image) = self.list.back_mut() {
+            image.process = process;
+        }
+    }
+
+    /// The newest, and from when on it holds.
+    pub(super) fn newest(&self) -> Option<(BootTime, &Arc<Process>)> {
+        self.list.back().map(|image| (image.from, &image.process))
+    }
+
+    /// What held at a time; before all of them, the oldest.
+    pub(super) fn at(&self, at: BootTime) -> Option<&Arc<Process>> {
+        let found = self.list.iter().rev().find(|image| image.from <= at);
+        found.or(self.list.front()).map(|image| &image.process)
+    }
+
+    /// Forgets what was replaced before a time, and all but the newest `max`.
+    pub(super) fn forget_replaced(&mut self, before: BootTime, max: usize) {
+        while self.list.len() > 1
+            && (self.list.len() > max || self.list.get(1).is_some_and(|next| next.from < before))
+        {
+            self.list.pop_front();
+        }
+    }
+
+    /// How many executable mappings are held.
+    pub(super) fn mappings(&self) -> usize {
+        self.list.iter().map(|image| image.process.snapshot.mappings().len()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::Pid;
+
+    fn names(images: &Images, times: [u64; 4]) -> [String; 4] {
+        times.map(|at| images.at(BootTime(at)).unwrap().name.to_string())
+    }
+
+    fn process(name: &str) -> Arc<Process> {
+        Arc::new(Process { name: name.into(), ..Process::not_read(Pid(1), None) })
+    }
+
+    #[test]
+    fn each_time_has_its_image() {
+        let mut images = Images::default();
+        assert!(images.at(BootTime(1)).is_none());
+        for (from, name) in [(10, "a"), (20, "b"), (30, "c")] {
+            images.push(BootTime(from), process(name));
+        }
+        assert_eq!(names(&images, [0, 19, 20, 99]), ["a", "a", "b", "c"]);
+        images.push(BootTime(15), process("d"));
+        assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
+        images.forget_replaced(BootTime(15), 8);
+        assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
+        images.forget_replaced(BootTime(16), 8);
+        assert_eq!(names(&images, [0, 14, 15, 99]), ["d", "d", "d", "d"]);
+        images.push(BootTime(40), process("e"));
+        images.forget_replaced(BootTime(0), 1);
+        assert_eq!(names(&images, [0, 14, 15, 99]), ["e", "e", "e", "e"]);
+    }
+}

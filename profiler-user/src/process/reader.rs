@@ -1,0 +1,291 @@
+//! Reads a process: what it is, what it has mapped, where its threads keep their spans.
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    io,
+    os::unix::fs::FileExt as _,
+    sync::Arc,
+};
+
+use profiler_common::span::SpanSlot;
+
+use super::maps::{ContextMapping, Maps};
+use super::proc_fs::{Proc, ProcessDir, ProcessStat};
+use super::process_context::{ContextError, ProcessContext};
+use super::span_slot::{SlotFinder, SlotSource};
+use super::{
+    ElfId, ElfRegistry, Mapping, MappingSnapshot, Process, ServiceIdentity, TableStats, Unreadable,
+};
+use crate::decode::Pid;
+
+/// What the last read of a process found, to find out cheaply whether anything changed.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub(super) start_time: u64,
+    kernel_thread: bool,
+    mapped_bytes: u64,
+    maps_hash: u64,
+    contexts: Vec<ContextMapping>,
+    context: Option<Arc<ProcessContext>>,
+    identity: Identity,
+}
+
+/// What does not change until the next `exec`.
+#[derive(Clone, Debug)]
+struct Identity {
+    name: Arc<str>,
+    main_elf: Option<ElfId>,
+    told: Option<Arc<ServiceIdentity>>,
+}
+
+/// What a read found.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub(super) process: Arc<Process>,
+    pub(super) facts: Facts,
+    pub(super) slot: Option<(SpanSlot, SlotSource)>,
+}
+
+/// When the mappings are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReadMaps {
+    Always,
+    /// Only if the process has more or less memory mapped than before.
+    IfResized,
+}
+
+/// Reads processes.
+#[derive(Debug)]
+pub(super) struct Reader {
+    pub(super) proc: Proc,
+    pub(super) elfs: ElfRegistry,
+    slots: SlotFinder,
+    hasher: RandomState,
+    text: Vec<u8>,
+    kernel: Arc<ServiceIdentity>,
+}
+
+impl Reader {
+    pub(super) fn new(proc: Proc, elfs: ElfRegistry) -> Self {
+        Self {
+            proc,
+            elfs,
+            slots: SlotFinder::default(),
+            // Keyed at random: nobody can make two texts that look the same.
+            hasher: RandomState::new(),
+            text: Vec::new(),
+            kernel: Arc::new(ServiceIdentity::kernel()),
+        }
+    }
+
+    /// Whether a process is still there, in some thread; by its start time if that is known.
+    pub(super) fn is_there(&self, pid: Pid, start_time: Option<u64>) -> bool {
+        self.proc.process(pid).and_then(|process| process.stat()).is_ok_and(|stat| {
+            !stat.is_gone() && start_time.is_none_or(|time| time == stat.start_time)
+        })
+    }
+
+    pub(super) fn is_kernel_thread(&self, pid: Pid) -> bool {
+        let stat = self.proc.process(pid).and_then(|process| process.stat());
+        stat.is_ok_and(|stat| stat.is_kernel_thread())
+    }
+
+    /// Reads a process; `known` is what the last read of the same program found.
+    pub(super) fn read(
+        &mut self,
+        pid: Pid,
+        known: Option<(&Arc<Process>, &Facts)>,
+        read_maps: ReadMaps,
+        stats: &mut TableStats,
+    ) -> Result<Looked, Unreadable> {
+        let reason = |error: io::Error| unreadable(&error);
+        let dir = self.proc.process(pid).map_err(reason)?;
+        let stat = dir.stat().map_err(reason)?;
+        if stat.is_gone() {
+            return Err(Unreadable::Gone);
+        }
+        let known = known.filter(|(_, facts)| facts.start_time == stat.start_time);
+        if stat.is_kernel_thread() {
+            return Ok(self.kernel_thread(pid, &stat));
+        }
+        let (snapshot, contexts, maps_hash) =
+            self.snapshot(&dir, &stat, known, read_maps, stats).map_err(reason)?;
+        let identity = match known {
+            Some((_, facts)) => facts.identity.clone(),
+            None => self.identity(&dir, &stat, stats),
+        };
+        let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
+        let context = read_context(&dir, &contexts, known_context, stats);
+        let slot = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
+        let process = Process {
+            pid,
+            start_time: stat.start_time,
+            name: Arc::clone(&identity.name),
+            service: service(context.as_deref(), &identity),
+            main_elf: identity.main_elf,
+            snapshot,
+            attribute_keys: context
+                .as_ref()
+                .map_or_else(|| Arc::new([]) as Arc<[_]>, |it| Arc::clone(&it.attribute_keys)),
+            unreadable: None,
+        };
+        let process = match known {
+            Some((known, _)) if known.says_the_same(&process) => Arc::clone(known),
+            _ => Arc::new(process),
+        };
+        let facts = Facts {
+            start_time: stat.start_time,
+            kernel_thread: false,
+            mapped_bytes: stat.mapped_bytes,
+            maps_hash,
+            contexts,
+            context,
+            identity,
+        };
+        Ok(Looked { process, facts, slot })
+    }
+
+    fn kernel_thread(&self, pid: Pid, stat: &ProcessStat) -> Looked {
+        let name: Arc<str> = stat.comm.as_str().into();
+        let process = Process {
+            start_time: stat.start_time,
+            name: Arc::clone(&name),
+            service: Arc::clone(&self.kernel),
+            ..Process::not_read(pid, None)
+        };
+        let facts = Facts {
+            start_time: stat.start_time,
+            kernel_thread: true,
+            mapped_bytes: 0,
+            maps_hash: 0,
+            contexts: Vec::new(),
+            context: None,
+            identity: Identity { name, main_elf: None, told: None },
+        };
+        Looked { process: Arc::new(process), facts, slot: None }
+    }
+
+    fn snapshot(
+        &mut self,
+        dir: &ProcessDir,
+        stat: &ProcessStat,
+        known: Option<(&Arc<Process>, &Facts)>,
+        read_maps: ReadMaps,
+        stats: &mut TableStats,
+    ) -> io::Result<(Arc<MappingSnapshot>, Vec<ContextMapping>, u64)> {
+        let unchanged = |(process, facts): (&Arc<Process>, &Facts)| {
+            (Arc::clone(&process.snapshot), facts.contexts.clone(), facts.maps_hash)
+        };
+        if let Some(known) = known
+            && read_maps == ReadMaps::IfResized
+            && known.1.mapped_bytes == stat.mapped_bytes
+        {
+            return Ok(unchanged(known));
+        }
+        stats.maps_read += 1;
+        let text_truncated = dir.maps(&mut self.text)?;
+        if self.text.is_empty() {
+            // The process has given up its memory: it is about to be gone.
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let hash = self.hasher.hash_one(&self.text);
+        if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == hash) {
+            return Ok(unchanged(known));
+        }
+        let maps = Maps::parse(&self.text);
+        stats.maps_malformed_lines += maps.malformed_lines;
+        let truncated = maps.truncated || text_truncated;
+        stats.maps_truncated += u64::from(truncated);
+        let mappings = maps.executable.iter().map(|entry| Mapping {
+            start: entry.start,
+            end: entry.end,
+            file_offset: entry.file_offset,
+            backing: self.elfs.backing(dir, entry),
+        });
+        let snapshot = MappingSnapshot::new(mappings.collect(), truncated);
+        // A process with very much text is rare: its buffer is not kept.
+        self.text.shrink_to(1 << 20);
+        Ok((Arc::new(snapshot), maps.contexts, hash))
+    }
+
+    fn identity(&self, dir: &ProcessDir, stat: &ProcessStat, stats: &mut TableStats) -> Identity {
+        let path = dir.executable_path().unwrap_or_default();
+        let path = path.strip_suffix(b" (deleted)").unwrap_or(&path);
+        let file_name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let name = if file_name.is_empty() {
+            stat.comm.as_str().into()
+        } else {
+            String::from_utf8_lossy(file_name)
+        };
+        let environment = dir.environment().unwrap_or_else(|_| {
+            stats.environment_unreadable += 1;
+            Vec::new()
+        });
+        Identity {
+            name: name.into(),
+            main_elf: self.elfs.main_executable(dir, path),
+            told: ServiceIdentity::of_environment(&environment).map(Arc::new),
+        }
+    }
+}
+
+impl Facts {
+    pub(super) fn is_kernel_thread(&self) -> bool {
+        self.kernel_thread
+    }
+}
+
+fn service(context: Option<&ProcessContext>, identity: &Identity) -> Arc<ServiceIdentity> {
+    if let Some(said) = context.and_then(ServiceIdentity::of_context) {
+        return Arc::new(said);
+    }
+    let told = identity.told.as_ref().map(Arc::clone);
+    told.unwrap_or_else(|| Arc::new(ServiceIdentity::unknown(&identity.name)))
+}
+
+/// The first mapping that holds a context counts. One that was being written each time it was
+/// read is still what it was.
+fn read_context(
+    dir: &ProcessDir,
+    mappings: &[ContextMapping],
+    known: Option<&Arc<ProcessContext>>,
+    stats: &mut TableStats,
+) -> Option<Arc<ProcessContext>> {
+    let memory = if mappings.is_empty() { return None } else { dir.memory() };
+    let Ok(memory) = memory else {
+        stats.context_unreadable += 1;
+        return None;
+    };
+    for mapping in mappings {
+        let read = |address, bytes: &mut [u8]| memory.read_exact_at(bytes, address);
+        match ProcessContext::read(*mapping, known, read) {
+            Ok(context) => return Some(context),
+            Err(ContextError::Torn) => {
+                stats.context_torn += 1;
+                if let Some(known) = known {
+                    return Some(Arc::clone(known));
+                }
+            }
+            Err(ContextError::Unreadable(_)) => stats.context_unreadable += 1,
+            Err(
+                ContextError::Executable
+                | ContextError::NoSignature
+                | ContextError::Version(_)
+                | ContextError::PayloadSize(_)
+                | ContextError::Malformed(_),
+            ) => stats.context_refused += 1,
+        }
+    }
+    None
+}
+
+fn unreadable(error: &io::Error) -> Unreadable {
+    /// A process that exits while one of its files is open.
+    const NO_SUCH_PROCESS: i32 = libc::ESRCH;
+    match error.kind() {
+        io::ErrorKind::NotFound => Unreadable::Gone,
+        io::ErrorKind::PermissionDenied => Unreadable::NotPermitted,
+        _ if error.raw_os_error() == Some(NO_SUCH_PROCESS) => Unreadable::Gone,
+        _ => Unreadable::Failed,
+    }
+}

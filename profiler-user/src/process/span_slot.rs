@@ -1,0 +1,66 @@
+//! Where the threads of a process keep the pointer to their span record.
+//!
+//! The process context says it, or the dynamic symbols of the main executable. Both are static
+//! TLS: one distance from the thread pointer for all threads. A library's slot may need the
+//! thread's DTV; [`SpanSlot`] then gets a way to say so, and this table of sources another row.
+
+use std::collections::HashMap;
+
+use profiler_common::span::{SpanSlot, THREAD_CONTEXT_SYMBOL};
+
+use super::elf_reader::ElfReader;
+use super::process_context::{ProcessContext, Schema};
+use super::{ElfId, ElfRegistry};
+
+/// How many files' answers are kept, "none" included: most processes publish nothing.
+const FILES_MAX: usize = 16_384;
+
+/// What told where the slot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotSource {
+    Context,
+    DynamicSymbol,
+}
+
+/// Finds slots; remembers what each executable says.
+#[derive(Debug, Default)]
+pub(super) struct SlotFinder {
+    by_elf: HashMap<ElfId, Option<i64>>,
+}
+
+impl SlotFinder {
+    /// The slot of a process with this context and this main executable.
+    pub(super) fn find(
+        &mut self,
+        context: Option<&ProcessContext>,
+        main_elf: Option<ElfId>,
+        elfs: &ElfRegistry,
+    ) -> Option<(SpanSlot, SlotSource)> {
+        if let Some(context) = context {
+            match (context.schema, context.tp_offset) {
+                (Schema::ThreadContext, Some(tp_offset)) => {
+                    return Some((SpanSlot { tp_offset }, SlotSource::Context));
+                }
+                // Its records are not those that are read.
+                (Schema::Other, _) => return None,
+                (Schema::ThreadContext, None) | (Schema::Absent, _) => {}
+            }
+        }
+        let tp_offset = self.of_executable(main_elf?, elfs)?;
+        Some((SpanSlot { tp_offset }, SlotSource::DynamicSymbol))
+    }
+
+    fn of_executable(&mut self, id: ElfId, elfs: &ElfRegistry) -> Option<i64> {
+        if let Some(known) = self.by_elf.get(&id) {
+            return *known;
+        }
+        // Not open: no answer, and none to remember.
+        let file = elfs.get(id)?.file?;
+        let found = ElfReader::open(&file).and_then(|elf| elf.tls_offset(THREAD_CONTEXT_SYMBOL));
+        if self.by_elf.len() >= FILES_MAX {
+            self.by_elf.clear();
+        }
+        self.by_elf.insert(id, found);
+        found
+    }
+}

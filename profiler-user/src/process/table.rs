@@ -1,0 +1,403 @@
+//! The processes of the host: what each was at which time.
+//!
+//! The table reads `/proc` and keeps what it read. It has no thread and no clock: [`tick`] tells it
+//! the time, [`on_event`] what the kernel reports, [`refresh`] what samples need. [`view`] reads
+//! nothing.
+//!
+//! [`tick`]: ProcessTable::tick
+//! [`on_event`]: ProcessTable::on_event
+//! [`refresh`]: ProcessTable::refresh
+//! [`view`]: ProcessTable::view
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
+    sync::Arc,
+};
+
+use profiler_common::span::SpanSlot;
+
+use super::images::Images;
+use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
+use super::reader::{Facts, ReadMaps, Reader};
+use super::use_order::{Stamp, UseOrder};
+use super::{ElfLimits, ElfRegistry, Proc, Process, RecordedProcess, TableStats, Unreadable};
+use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
+
+/// How long what was replaced, and a process that exited, is kept for samples that come late.
+pub(super) const KEPT: u64 = 10 * SECOND;
+
+/// How many programs and snapshots of one process are kept.
+const IMAGES_MAX: usize = 8;
+
+/// What a [`ProcessTable`] reads and how much it keeps.
+#[derive(Clone, Debug)]
+pub struct TableLimits {
+    /// How many processes are known at a time; the one used longest ago is forgotten.
+    pub processes: usize,
+    /// How many executable mappings are known at a time, of all processes.
+    pub mappings: usize,
+    /// How many looks for published spans are taken in a second.
+    pub looks_per_second: u32,
+    /// How many processes are read in a second because a sample needs it.
+    pub reads_per_second: u32,
+    /// How often all processes are looked at.
+    pub rescan_every_ns: u64,
+    /// How many processes of such a rescan are looked at in one tick.
+    pub rescan_per_tick: usize,
+    /// Whether the facts for a recording are kept until they are taken.
+    pub record: bool,
+    /// What bounds the ELF files.
+    pub elfs: ElfLimits,
+}
+
+impl Default for TableLimits {
+    fn default() -> Self {
+        Self {
+            processes: 16_384,
+            mappings: 2_000_000,
+            looks_per_second: 500,
+            reads_per_second: 1000,
+            rescan_every_ns: 10 * SECOND,
+            rescan_per_tick: 64,
+            record: false,
+            elfs: ElfLimits::default(),
+        }
+    }
+}
+
+/// A fact for the BPF programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlFact {
+    /// The threads of the process keep the pointer to their span record here.
+    SetSlot {
+        /// The process.
+        pid: Pid,
+        /// Where.
+        slot: SpanSlot,
+    },
+    /// The process, which had a slot, has none.
+    ClearSlot {
+        /// The process.
+        pid: Pid,
+    },
+}
+
+/// The processes of the host.
+#[derive(Debug)]
+pub struct ProcessTable {
+    pub(super) limits: TableLimits,
+    pub(super) reader: Reader,
+    pub(super) now: BootTime,
+    pub(super) processes: HashMap<Pid, Entry>,
+    pub(super) by_use: UseOrder<Pid>,
+    /// How many mappings all processes have.
+    pub(super) mappings: usize,
+    pub(super) looks: Looks,
+    pub(super) look_allowance: Allowance,
+    read_allowance: Allowance,
+    pub(super) rescan: Rescan,
+    pub(super) sweep_at: BootTime,
+    /// What the BPF programs are to be told: at most one fact a process.
+    pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
+    pub(super) recorded: Vec<RecordedProcess>,
+    pub(super) stats: TableStats,
+    generations: u64,
+}
+
+/// The slow look at all processes.
+#[derive(Debug)]
+pub(super) struct Rescan {
+    pub(super) at: BootTime,
+    pub(super) round: u64,
+    pub(super) queue: VecDeque<Pid>,
+    /// Known to be kernel threads, which are not looked at each time.
+    pub(super) kernel_threads: HashSet<Pid>,
+}
+
+/// One process id.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) images: Images,
+    pub(super) state: State,
+    /// When its exit was reported or noticed.
+    pub(super) exited_at: Option<BootTime>,
+    /// It was seen to be gone.
+    pub(super) gone: bool,
+    pub(super) backoff: Backoff,
+    pub(super) slot: Option<SpanSlot>,
+    /// When it was read last.
+    pub(super) read_at: BootTime,
+    /// Grows with each program that the process runs.
+    pub(super) generation: u64,
+    pub(super) used: Stamp,
+    /// How many mappings of the table's count are its.
+    pub(super) mappings: usize,
+}
+
+/// How what is known of a process came to be known.
+#[derive(Debug)]
+pub(super) enum State {
+    /// It was not: the program that it runs was not read yet.
+    Unread,
+    /// From its parent.
+    Inherited,
+    /// By reading it.
+    Read(Box<Facts>),
+}
+
+impl ProcessTable {
+    /// An empty table.
+    #[must_use]
+    pub fn new(proc: Proc, limits: TableLimits, now: BootTime) -> Self {
+        let elfs = ElfRegistry::new(limits.elfs);
+        Self {
+            reader: Reader::new(proc, elfs),
+            now,
+            processes: HashMap::new(),
+            by_use: UseOrder::default(),
+            mappings: 0,
+            looks: Looks::default(),
+            look_allowance: Allowance::new(limits.looks_per_second),
+            read_allowance: Allowance::new(limits.reads_per_second),
+            rescan: Rescan {
+                at: BootTime(now.0.saturating_add(limits.rescan_every_ns)),
+                round: 0,
+                queue: VecDeque::new(),
+                kernel_threads: HashSet::new(),
+            },
+            sweep_at: BootTime(now.0.saturating_add(SECOND)),
+            control: BTreeMap::new(),
+            recorded: Vec::new(),
+            stats: TableStats::default(),
+            generations: 0,
+            limits,
+        }
+    }
+
+    /// A table of all processes that there are; kernel threads are read when they are sampled.
+    ///
+    /// # Errors
+    ///
+    /// The list of processes cannot be read.
+    pub fn scan(proc: Proc, limits: TableLimits, now: BootTime) -> std::io::Result<Self> {
+        let mut table = Self::new(proc, limits, now);
+        for pid in table.reader.proc.pids()? {
+            if table.reader.is_kernel_thread(pid) {
+                table.rescan.kernel_threads.insert(pid);
+            } else {
+                table.look(pid, ReadMaps::Always);
+            }
+        }
+        Ok(table)
+    }
+
+    /// Takes note of an event. Events are to be given before the samples that were taken after
+    /// them, as far as that is possible.
+    pub fn on_event(&mut self, event: ProcessEvent) {
+        self.now = self.now.max(event.at);
+        let ProcessEvent { at, pid, kind } = event;
+        match kind {
+            ProcessEventKind::Exec => self.on_exec(pid, at),
+            ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
+            ProcessEventKind::Exit => self.on_exit(pid, at),
+        }
+    }
+
+    /// Makes sure that what a sample needs was read: the process, and the mappings of the user
+    /// addresses in its stack. A process that is read in vain is left alone for a while.
+    pub fn refresh(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
+        self.now = self.now.max(at);
+        let now = self.now;
+        self.entry(pid);
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        self.by_use.touch(&mut entry.used);
+        let Some(missing) = entry.missing(at, addresses) else { return };
+        if !entry.backoff.is_over(now) {
+            self.stats.reads_backed_off += 1;
+            return;
+        }
+        if !self.read_allowance.take(now) {
+            self.stats.reads_over_allowance += 1;
+            return;
+        }
+        self.stats.reads_for_samples += 1;
+        self.look(pid, ReadMaps::Always);
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        match entry.missing(at, addresses) {
+            Some(still_missing) if still_missing >= missing => entry.backoff.grow(now),
+            _ => entry.backoff = Backoff::default(),
+        }
+    }
+
+    /// What is known of a process at a time. Reads nothing; `None` if it was never asked for, or
+    /// was forgotten.
+    #[must_use]
+    pub fn view(&self, pid: Pid, at: BootTime) -> Option<&Arc<Process>> {
+        self.processes.get(&pid)?.images.at(at)
+    }
+
+    /// The ELF files of all processes. Clones share them, and may go to another thread.
+    #[must_use]
+    pub fn elfs(&self) -> &ElfRegistry {
+        &self.reader.elfs
+    }
+
+    /// What the BPF programs are to be told since the last call.
+    pub fn take_control(&mut self) -> Vec<ControlFact> {
+        let facts = std::mem::take(&mut self.control).into_iter();
+        facts
+            .map(|(pid, slot)| match slot {
+                Some(slot) => ControlFact::SetSlot { pid, slot },
+                None => ControlFact::ClearSlot { pid },
+            })
+            .collect()
+    }
+
+    /// What became known since the last call, for a recording; nothing unless
+    /// [`TableLimits::record`].
+    pub fn take_recorded(&mut self) -> Vec<RecordedProcess> {
+        std::mem::take(&mut self.recorded)
+    }
+
+    /// What it did since it was made.
+    #[must_use]
+    pub fn stats(&self) -> &TableStats {
+        &self.stats
+    }
+
+    fn on_exec(&mut self, pid: Pid, at: BootTime) {
+        self.stats.execs += 1;
+        self.rescan.kernel_threads.remove(&pid);
+        self.clear_slot(pid);
+        let generation = self.next_generation();
+        let entry = self.entry(pid);
+        entry.state = State::Unread;
+        entry.exited_at = None;
+        entry.gone = false;
+        entry.backoff = Backoff::default();
+        entry.generation = generation;
+        self.push_image(pid, at, Arc::new(Process::not_read(pid, Some(Unreadable::NotRead))));
+        self.schedule(Look::after_exec(pid, at, generation));
+    }
+
+    fn on_fork(&mut self, pid: Pid, parent: Pid, at: BootTime) {
+        self.stats.forks += 1;
+        self.rescan.kernel_threads.remove(&pid);
+        if self.processes.get(&pid).is_some_and(|entry| entry.is_read_after_fork(at)) {
+            return;
+        }
+        self.clear_slot(pid);
+        let inherited = self.view(parent, at).map(|parent| Arc::new(parent.child(pid)));
+        let generation = self.next_generation();
+        let entry = self.entry(pid);
+        entry.exited_at = None;
+        entry.gone = false;
+        entry.backoff = Backoff::default();
+        entry.generation = generation;
+        let readable = inherited.filter(|process| process.unreadable.is_none());
+        entry.state = if readable.is_some() { State::Inherited } else { State::Unread };
+        let not_read = || Arc::new(Process::not_read(pid, Some(Unreadable::NotRead)));
+        self.push_image(pid, at, readable.unwrap_or_else(not_read));
+        self.schedule(Look::after_fork(pid, at, generation));
+    }
+
+    fn on_exit(&mut self, pid: Pid, at: BootTime) {
+        self.stats.exits += 1;
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        entry.exited_at = Some(at);
+        let generation = entry.generation;
+        self.schedule(Look::after_exit(pid, at, generation));
+    }
+
+    pub(super) fn schedule(&mut self, look: Look) {
+        if !self.looks.add(look) {
+            self.stats.looks_dropped += 1;
+        }
+    }
+
+    fn next_generation(&mut self) -> u64 {
+        self.generations = self.generations.wrapping_add(1);
+        self.generations
+    }
+
+    /// The entry of a process, made if need be.
+    pub(super) fn entry(&mut self, pid: Pid) -> &mut Entry {
+        while self.processes.len() >= self.limits.processes && !self.processes.contains_key(&pid) {
+            let Some(oldest) = self.by_use.oldest() else { break };
+            self.stats.processes_evicted += 1;
+            self.forget(oldest);
+        }
+        let by_use = &mut self.by_use;
+        self.processes.entry(pid).or_insert_with(|| {
+            let mut images = Images::default();
+            let process = Process::not_read(pid, Some(Unreadable::NotRead));
+            images.push(BootTime(0), Arc::new(process));
+            Entry {
+                images,
+                state: State::Unread,
+                exited_at: None,
+                gone: false,
+                backoff: Backoff::default(),
+                slot: None,
+                read_at: BootTime(0),
+                generation: 0,
+                used: by_use.insert(pid),
+                mappings: 0,
+            }
+        })
+    }
+
+    pub(super) fn forget(&mut self, pid: Pid) {
+        self.clear_slot(pid);
+        if let Some(entry) = self.processes.remove(&pid) {
+            self.by_use.remove(entry.used);
+            self.mappings = self.mappings.saturating_sub(entry.mappings);
+        }
+    }
+
+    pub(super) fn clear_slot(&mut self, pid: Pid) {
+        if self.processes.get_mut(&pid).and_then(|entry| entry.slot.take()).is_some() {
+            self.control.insert(pid, None);
+        }
+    }
+
+    pub(super) fn push_image(&mut self, pid: Pid, from: BootTime, process: Arc<Process>) {
+        let forget_before = BootTime(self.now.0.saturating_sub(KEPT));
+        if let Some(entry) = self.processes.get_mut(&pid) {
+            entry.images.push(from, process);
+            entry.images.forget_replaced(forget_before, IMAGES_MAX);
+        }
+        self.image_changed(pid);
+    }
+}
+
+impl Entry {
+    /// How many of a sample's addresses could become known by reading the process; `None` if
+    /// reading is of no use.
+    fn missing(&self, at: BootTime, addresses: &[Addr]) -> Option<usize> {
+        let (from, newest) = self.images.newest()?;
+        match &self.state {
+            _ if self.gone => None,
+            // Of the program that ran before, nothing more can be learnt.
+            State::Unread => (from <= at).then_some(usize::MAX),
+            State::Read(facts) if facts.is_kernel_thread() => None,
+            State::Inherited | State::Read(_) => {
+                let current = self.images.at(at).is_some_and(|it| Arc::ptr_eq(it, newest));
+                let unknown = |addr: &&Addr| newest.snapshot.find(**addr).is_none();
+                let missing = addresses.iter().filter(unknown).count();
+                (current && missing > 0).then_some(missing)
+            }
+        }
+    }
+
+    /// Whether the process that a fork made at a time has been read since: its samples can be
+    /// faster than the event.
+    fn is_read_after_fork(&self, at: BootTime) -> bool {
+        /// The kernel counts start times in ticks of `USER_HZ`, 100 a second on every machine.
+        const TICK: u64 = SECOND / 100;
+        let State::Read(facts) = &self.state else { return false };
+        let started = facts.start_time.saturating_mul(TICK);
+        let same = started <= at.0.saturating_add(TICK) && at.0.saturating_sub(started) < SECOND;
+        same && self.read_at >= at && !self.gone
+    }
+}

@@ -1,0 +1,270 @@
+//! The table's looks at processes: scheduled ones, the slow rescan, and what they change.
+
+use std::sync::Arc;
+
+use profiler_common::span::SpanSlot;
+
+use super::looks::{Look, Purpose, SECOND};
+use super::reader::{Looked, ReadMaps};
+use super::span_slot::SlotSource;
+use super::table::{KEPT, State};
+use super::{Process, ProcessTable, RecordedProcess, Unreadable};
+use crate::decode::{BootTime, Pid};
+
+/// Every so many rescans the mappings of all processes are read, also of those that have as much
+/// mapped as before.
+const FULL_RESCAN_EVERY: u64 = 6;
+
+/// The most facts that wait to be recorded.
+const RECORDED_MAX: usize = 65_536;
+
+impl ProcessTable {
+    /// Does what is due, a bounded part of it. To be called every few milliseconds, or at
+    /// [`next_due`](Self::next_due).
+    pub fn tick(&mut self, now: BootTime) {
+        self.now = self.now.max(now);
+        while self.look_allowance.left(self.now)
+            && let Some(look) = self.looks.take_due(self.now)
+        {
+            self.take_look(look);
+        }
+        self.tick_rescan();
+        if self.sweep_at <= self.now {
+            self.sweep_at = BootTime(self.now.0.saturating_add(SECOND));
+            self.sweep();
+        }
+    }
+
+    /// When [`tick`](Self::tick) has something to do.
+    #[must_use]
+    pub fn next_due(&self) -> BootTime {
+        let rescan = if self.rescan.queue.is_empty() { self.rescan.at } else { self.now };
+        let due = self.sweep_at.min(rescan);
+        self.looks.next_due().map_or(due, |look| look.min(due))
+    }
+
+    fn take_look(&mut self, look: Look) {
+        let Some(entry) = self.processes.get(&look.pid) else { return };
+        if entry.generation != look.generation || entry.gone {
+            return;
+        }
+        if !self.look_allowance.take(self.now) {
+            return;
+        }
+        self.stats.looks += 1;
+        let done = match look.purpose {
+            Purpose::Discover => {
+                let source = self.look(look.pid, ReadMaps::Always);
+                source == Some(SlotSource::Context)
+            }
+            Purpose::Exit => self.check_exit(look.pid),
+        };
+        if done {
+            return;
+        }
+        match look.next() {
+            Some(next) => self.schedule(next),
+            None if look.purpose == Purpose::Exit => {
+                // Only its first thread has exited, others go on.
+                if let Some(entry) = self.processes.get_mut(&look.pid) {
+                    entry.exited_at = None;
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn check_exit(&mut self, pid: Pid) -> bool {
+        let Some(entry) = self.processes.get(&pid) else { return true };
+        let start_time = match &entry.state {
+            State::Read(facts) => Some(facts.start_time),
+            State::Unread | State::Inherited => None,
+        };
+        if self.reader.is_there(pid, start_time) {
+            return false;
+        }
+        self.note_gone(pid);
+        true
+    }
+
+    fn tick_rescan(&mut self) {
+        if self.rescan.at <= self.now {
+            self.rescan.at = BootTime(self.now.0.saturating_add(self.limits.rescan_every_ns));
+            self.start_rescan();
+        }
+        for _ in 0..self.limits.rescan_per_tick {
+            let Some(pid) = self.rescan.queue.pop_front() else { break };
+            self.rescan_process(pid);
+        }
+    }
+
+    fn start_rescan(&mut self) {
+        let Ok(pids) = self.reader.proc.pids() else {
+            self.stats.rescans_failed += 1;
+            return;
+        };
+        self.stats.rescans += 1;
+        self.rescan.round = self.rescan.round.wrapping_add(1);
+        if self.is_full_rescan() {
+            self.rescan.kernel_threads.clear();
+        }
+        // One that the last rescan did not come to is in this one.
+        self.rescan.queue = pids.into();
+    }
+
+    fn is_full_rescan(&self) -> bool {
+        self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY)
+    }
+
+    fn rescan_process(&mut self, pid: Pid) {
+        if self.rescan.kernel_threads.contains(&pid) {
+            return;
+        }
+        if !self.processes.contains_key(&pid) {
+            if self.processes.len() >= self.limits.processes {
+                // Those that are sampled are kept rather than those that merely exist.
+                self.stats.rescan_table_full += 1;
+                return;
+            }
+            if self.reader.is_kernel_thread(pid) {
+                self.rescan.kernel_threads.insert(pid);
+                return;
+            }
+        }
+        self.stats.rescanned += 1;
+        let read_maps = if self.is_full_rescan() { ReadMaps::Always } else { ReadMaps::IfResized };
+        self.look(pid, read_maps);
+    }
+
+    /// Finds the processes that are gone, and forgets those that are for long enough.
+    fn sweep(&mut self) {
+        let before = BootTime(self.now.0.saturating_sub(KEPT));
+        let old = self.processes.iter().filter_map(|(pid, entry)| {
+            let exited = entry.exited_at.is_some_and(|at| at < before);
+            exited.then_some((*pid, entry.gone))
+        });
+        let old: Vec<(Pid, bool)> = old.collect();
+        for (pid, gone) in old {
+            if gone || self.check_exit(pid) {
+                self.stats.processes_exited += 1;
+                self.forget(pid);
+            } else if let Some(entry) = self.processes.get_mut(&pid) {
+                entry.exited_at = None;
+            }
+        }
+    }
+
+    /// Reads a process and takes note of what changed; tells where its slot was found.
+    pub(super) fn look(&mut self, pid: Pid, read_maps: ReadMaps) -> Option<SlotSource> {
+        let entry = self.entry(pid);
+        let known = match (&entry.state, entry.images.newest()) {
+            (State::Read(facts), Some((_, newest))) => Some((Arc::clone(newest), facts.clone())),
+            _ => None,
+        };
+        let known = known.as_ref().map(|(process, facts)| (process, facts.as_ref()));
+        match self.reader.read(pid, known, read_maps, &mut self.stats) {
+            Ok(looked) => self.apply(pid, looked),
+            Err(reason) => {
+                self.note_unreadable(pid, reason);
+                None
+            }
+        }
+    }
+
+    fn apply(&mut self, pid: Pid, looked: Looked) -> Option<SlotSource> {
+        let now = self.now;
+        let Looked { process, facts, slot } = looked;
+        let entry = self.entry(pid);
+        let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
+        let last_read = std::mem::replace(&mut entry.read_at, now);
+        entry.gone = false;
+        let newest = entry.images.newest().map(|(_, newest)| Arc::clone(newest));
+        match (&before, newest) {
+            (_, Some(newest)) if Arc::ptr_eq(&newest, &process) => {}
+            (State::Read(facts), Some(newest))
+                if facts.start_time == process.start_time
+                    && newest.snapshot.epoch() == process.snapshot.epoch() =>
+            {
+                // It says more of itself than it did, and it was that all the time.
+                entry.images.replace_newest(process);
+                self.image_changed(pid);
+            }
+            (State::Read(facts), _) if facts.start_time != process.start_time => {
+                // Another process of the same id, whose making was not reported.
+                self.stats.pids_reused += 1;
+                self.clear_slot(pid);
+                self.push_image(pid, now, process);
+            }
+            // The mappings changed some time after the last read.
+            (State::Read(_) | State::Inherited, _) => self.push_image(pid, last_read, process),
+            (State::Unread, _) => {
+                entry.images.replace_newest(process);
+                self.image_changed(pid);
+            }
+        }
+        self.set_slot(pid, slot)
+    }
+
+    fn set_slot(&mut self, pid: Pid, slot: Option<(SpanSlot, SlotSource)>) -> Option<SlotSource> {
+        let entry = self.processes.get_mut(&pid)?;
+        let Some((slot, source)) = slot else {
+            self.clear_slot(pid);
+            return None;
+        };
+        if entry.slot.replace(slot) != Some(slot) {
+            self.control.insert(pid, Some(slot));
+            match source {
+                SlotSource::Context => self.stats.slots_by_context += 1,
+                SlotSource::DynamicSymbol => self.stats.slots_by_dynamic_symbol += 1,
+            }
+        }
+        Some(source)
+    }
+
+    fn note_unreadable(&mut self, pid: Pid, reason: Unreadable) {
+        match reason {
+            Unreadable::Gone => self.stats.unreadable_gone += 1,
+            Unreadable::NotPermitted => self.stats.unreadable_not_permitted += 1,
+            Unreadable::Failed | Unreadable::NotRead => self.stats.unreadable_failed += 1,
+        }
+        if reason == Unreadable::Gone {
+            self.note_gone(pid);
+        }
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        if matches!(entry.state, State::Unread) {
+            entry.images.replace_newest(Arc::new(Process::not_read(pid, Some(reason))));
+            self.image_changed(pid);
+        }
+    }
+
+    fn note_gone(&mut self, pid: Pid) {
+        self.clear_slot(pid);
+        let now = self.now;
+        if let Some(entry) = self.processes.get_mut(&pid) {
+            entry.gone = true;
+            entry.exited_at.get_or_insert(now);
+        }
+    }
+
+    /// Counts the mappings of a process anew, makes room for them, and records what is known.
+    pub(super) fn image_changed(&mut self, pid: Pid) {
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        let mappings = entry.images.mappings();
+        self.mappings = self.mappings.saturating_sub(entry.mappings).saturating_add(mappings);
+        entry.mappings = mappings;
+        if self.limits.record
+            && let Some((from, process)) = entry.images.newest()
+        {
+            if self.recorded.len() < RECORDED_MAX {
+                self.recorded.push(RecordedProcess::new(from, process));
+            } else {
+                self.stats.recorded_dropped += 1;
+            }
+        }
+        while self.mappings > self.limits.mappings {
+            let Some(oldest) = self.by_use.oldest().filter(|oldest| *oldest != pid) else { break };
+            self.stats.processes_evicted += 1;
+            self.forget(oldest);
+        }
+    }
+}

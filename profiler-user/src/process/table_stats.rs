@@ -1,0 +1,62 @@
+//! What the process table did.
+
+/// What a [`ProcessTable`](super::ProcessTable) did since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableStats {
+    /// Programs started.
+    pub execs: u64,
+    /// Processes made.
+    pub forks: u64,
+    /// Exits reported.
+    pub exits: u64,
+    /// Looks for published spans and at exits that were taken.
+    pub looks: u64,
+    /// Looks that were not taken: too many were waiting.
+    pub looks_dropped: u64,
+    /// Reads of a process because a sample needed it.
+    pub reads_for_samples: u64,
+    /// Such reads that were not done: the process was read in vain shortly before.
+    pub reads_backed_off: u64,
+    /// Such reads that were not done: there were too many in a second.
+    pub reads_over_allowance: u64,
+    /// Times that all processes were listed to look at them.
+    pub rescans: u64,
+    /// Times that they could not be listed.
+    pub rescans_failed: u64,
+    /// Looks in rescans.
+    pub rescanned: u64,
+    /// Processes that a rescan found and left: as many are known as are kept.
+    pub rescan_table_full: u64,
+    /// Times that the mappings of a process were read.
+    pub maps_read: u64,
+    /// Lines of mappings that made no sense.
+    pub maps_malformed_lines: u64,
+    /// Times that a process had more mappings than are kept.
+    pub maps_truncated: u64,
+    /// Processes whose environment could not be read.
+    pub environment_unreadable: u64,
+    /// Slots that a process context named.
+    pub slots_by_context: u64,
+    /// Slots that the symbols of an executable named.
+    pub slots_by_dynamic_symbol: u64,
+    /// Process contexts that changed each time they were read.
+    pub context_torn: u64,
+    /// Mappings named like a process context that hold none.
+    pub context_refused: u64,
+    /// Process contexts whose memory could not be read.
+    pub context_unreadable: u64,
+    /// Reads that failed: the process was gone.
+    pub unreadable_gone: u64,
+    /// Reads that failed: not permitted.
+    pub unreadable_not_permitted: u64,
+    /// Reads that failed otherwise.
+    pub unreadable_failed: u64,
+    /// Process ids that stood for another process all of a sudden.
+    pub pids_reused: u64,
+    /// Processes that were forgotten some time after their exit.
+    pub processes_exited: u64,
+    /// Processes that were forgotten to keep their number bounded.
+    pub processes_evicted: u64,
+    /// Facts that were not recorded: too many were waiting.
+    pub recorded_dropped: u64,
+}
