@@ -1,5 +1,7 @@
 //! Record bytes to [`Sample`]s and [`ProcessEvent`]s. Parses, never trusts; pure.
 
+use serde::{Deserialize, Serialize};
+
 /// A process (the kernel's *tgid*), in the initial PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pid(pub u32);
@@ -9,7 +11,7 @@ pub struct Pid(pub u32);
 pub struct Tid(pub u32);
 
 /// An address in a running process or in the running kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Addr(pub u64);
 
 impl std::fmt::Debug for Addr {
