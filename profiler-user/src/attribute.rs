@@ -7,7 +7,9 @@ use crate::decode::{Addr, SpanId, TraceId};
 use crate::process::{ElfId, ServiceIdentity};
 
 /// One frame of a stack, independent of the process that it was seen in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Location {
     /// Kernel text, at the address to look up (already adjusted for return addresses).
     Kernel(Addr),
@@ -24,7 +26,9 @@ pub enum Location {
 }
 
 /// Why an address has no file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Unresolved {
     /// In executable memory without a file: code made at run time.
     Anonymous,

@@ -8,6 +8,8 @@ pub use record::{DecodeError, process_event, sample};
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// A process (the kernel's *tgid*), in the initial PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Pid(pub u32);
@@ -17,7 +19,7 @@ pub struct Pid(pub u32);
 pub struct Tid(pub u32);
 
 /// An address in a running process or in the running kernel.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Addr(pub u64);
 
 impl std::fmt::Debug for Addr {
@@ -56,6 +58,16 @@ macro_rules! hex_display {
 }
 hex_display!(TraceId);
 hex_display!(SpanId);
+
+impl SpanId {
+    /// Reads 16 hex digits of either case; `None` for anything else, and for the invalid id 0.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let digits_only = hex.len() == 16 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = if digits_only { u64::from_str_radix(hex, 16).ok()? } else { 0 };
+        (id != 0).then(|| Self(id.to_be_bytes()))
+    }
+}
 
 /// What a sample's value measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

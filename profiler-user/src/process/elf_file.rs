@@ -10,8 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct ElfId(pub u32);
 
 /// The GNU build ID: 8 to 20 bytes in practice, at most 64 are kept.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BuildId(pub Box<[u8]>);
 
 impl std::fmt::Display for BuildId {
@@ -23,6 +22,28 @@ impl std::fmt::Display for BuildId {
 impl std::fmt::Debug for BuildId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+/// As hex.
+impl Serialize for BuildId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Of hex, at most 64 bytes.
+impl<'de> Deserialize<'de> for BuildId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let hex = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        let digit = |digit: &u8| u8::try_from(char::from(*digit).to_digit(16)?).ok();
+        let byte = |pair: &[u8; 2]| Some(digit(&pair[0])? << 4 | digit(&pair[1])?);
+        let (pairs, rest) = hex.as_bytes().as_chunks::<2>();
+        let bytes = pairs.iter().map(byte).collect::<Option<Box<[u8]>>>();
+        bytes
+            .filter(|bytes| rest.is_empty() && bytes.len() <= 64)
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom("a build ID is at most 64 bytes of hex"))
     }
 }
 

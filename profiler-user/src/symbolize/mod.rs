@@ -1,12 +1,30 @@
 //! Distinct locations to names: kernel and ELF, by blazesym in a worker process.
+//!
+//! ```text
+//! window ─▶ client ──descriptors, offsets──▶ worker (no privileges) ─▶ blazesym
+//!              ▲  └──◀────checked names─────────┘
+//!              └─ remembers, restarts the worker, has a stand-in for every name
+//! ```
+
+mod client;
+mod protocol;
+mod recorded;
+pub mod worker;
 
 use std::{collections::HashMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
 
 use crate::attribute::Location;
 use crate::process::{BuildId, ElfId};
 
+pub use client::{
+    ElfSource, SymbolizeStats, Symbolizer, SymbolizerConfig, Unsymbolized, WorkerDeath,
+};
+pub use recorded::RecordedNames;
+
 /// One function at a location; inlined functions make it several.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NamedFrame {
     /// The demangled function, or `binary+0xoffset` where there is none. Never empty.
     pub function: Arc<str>,
@@ -17,7 +35,7 @@ pub struct NamedFrame {
 }
 
 /// What pprof says of a binary.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Binary {
     /// The path as the process sees it.
     pub path: Arc<str>,
