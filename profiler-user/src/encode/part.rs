@@ -12,15 +12,15 @@ use super::options::{EncodeOptions, SampleTypes};
 use super::proto::{
     Function, Label, Line, Location, Mapping, Profile, Sample as ProtoSample, ValueType,
 };
-use super::table::{Strings, Table};
+use super::table::{DenseTable, Strings, Table};
 
 /// Strings and ids as they are given out, so far.
 pub(super) struct Part<'c> {
     content: &'c Content<'c>,
     options: &'c EncodeOptions,
     strings: Strings<'c>,
-    mapping_ids: Table<usize>,
-    location_ids: Table<usize>,
+    mapping_ids: DenseTable,
+    location_ids: DenseTable,
     /// By name and file, indices in the string table.
     function_ids: Table<(i64, i64)>,
     /// Everything but the string table.
@@ -51,8 +51,8 @@ impl<'c> Part<'c> {
             content,
             options,
             strings: Strings::new(),
-            mapping_ids: Table::new(),
-            location_ids: Table::new(),
+            mapping_ids: DenseTable::new(content.mappings.len()),
+            location_ids: DenseTable::new(content.places.len()),
             function_ids: Table::new(),
             profile: Profile::default(),
             bytes: field_bytes(0),

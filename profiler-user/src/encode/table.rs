@@ -30,6 +30,46 @@ impl<T: Hash + Eq> Table<T> {
     }
 }
 
+/// Ids from 1 on for some of the numbers below a bound. No hashing: every frame of every sample asks
+/// for the id of its location.
+pub(super) struct DenseTable {
+    /// By number.
+    ids: Vec<Option<NonZeroU64>>,
+    /// The numbers that have one, in the order of their ids.
+    numbers: Vec<usize>,
+}
+
+impl DenseTable {
+    /// For numbers below `bound`.
+    pub(super) fn new(bound: usize) -> Self {
+        Self { ids: vec![None; bound], numbers: Vec::new() }
+    }
+
+    /// The id of `number`, and whether this is its first use.
+    pub(super) fn id(&mut self, number: usize) -> (NonZeroU64, bool) {
+        if let Some(id) = self.ids[number] {
+            return (id, false);
+        }
+        let id = NonZeroU64::MIN.saturating_add(self.numbers.len() as u64);
+        self.ids[number] = Some(id);
+        self.numbers.push(number);
+        (id, true)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    /// Takes all but the first `len` ids back.
+    pub(super) fn truncate(&mut self, len: usize) {
+        while self.numbers.len() > len {
+            if let Some(number) = self.numbers.pop() {
+                self.ids[number] = None;
+            }
+        }
+    }
+}
+
 /// The string table: distinct strings by index; the first is empty.
 pub(super) struct Strings<'a> {
     items: IndexSet<&'a str>,
@@ -71,6 +111,18 @@ mod tests {
         assert_eq!(table.id("a"), (NonZeroU64::new(1).unwrap(), false));
         table.truncate(1);
         assert_eq!(table.id("c"), (NonZeroU64::new(2).unwrap(), true));
+    }
+
+    #[test]
+    fn dense_ids_start_at_one_and_stay() {
+        let mut table = DenseTable::new(5);
+        assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), true));
+        assert_eq!(table.id(0), (NonZeroU64::new(2).unwrap(), true));
+        assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), false));
+        table.truncate(1);
+        assert_eq!(table.len(), 1);
+        assert_eq!(table.id(3), (NonZeroU64::new(2).unwrap(), true));
+        assert_eq!(table.id(0), (NonZeroU64::new(3).unwrap(), true));
     }
 
     #[test]
