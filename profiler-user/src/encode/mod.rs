@@ -31,6 +31,7 @@ mod tests;
 mod validate;
 
 use std::io::Write as _;
+use std::ops::ControlFlow;
 
 use flate2::{Compression, GzBuilder};
 
@@ -111,11 +112,15 @@ fn parts(window: &Window, content: &Content<'_>, options: &EncodeOptions) -> Vec
     let mut parts = Vec::new();
     let mut part = Part::new(window, content, options);
     for sample in &content.samples {
-        if !part.try_add(sample) {
-            let full = std::mem::replace(&mut part, Part::new(window, content, options));
-            parts.push(full.finish());
-            part.add(sample);
-        }
+        part = match part.add_within_limits(sample) {
+            ControlFlow::Continue(part) => part,
+            ControlFlow::Break(full) => {
+                parts.push(full);
+                let mut part = Part::new(window, content, options);
+                part.add(sample);
+                part
+            }
+        };
     }
     if !part.is_empty() {
         parts.push(part.finish());

@@ -19,15 +19,6 @@ impl<T: Hash + Eq> Table<T> {
         let (index, is_new) = self.items.insert_full(item);
         (NonZeroU64::MIN.saturating_add(index as u64), is_new)
     }
-
-    pub(super) fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    /// Forgets all but the first `len` items.
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.items.truncate(len);
-    }
 }
 
 /// Ids from 1 on for some of the numbers below a bound. No hashing: every frame of every sample asks
@@ -35,14 +26,13 @@ impl<T: Hash + Eq> Table<T> {
 pub(super) struct DenseTable {
     /// By number.
     ids: Vec<Option<NonZeroU64>>,
-    /// The numbers that have one, in the order of their ids.
-    numbers: Vec<usize>,
+    next: NonZeroU64,
 }
 
 impl DenseTable {
     /// For numbers below `bound`.
     pub(super) fn new(bound: usize) -> Self {
-        Self { ids: vec![None; bound], numbers: Vec::new() }
+        Self { ids: vec![None; bound], next: NonZeroU64::MIN }
     }
 
     /// The id of `number`, and whether this is its first use.
@@ -50,23 +40,10 @@ impl DenseTable {
         if let Some(id) = self.ids[number] {
             return (id, false);
         }
-        let id = NonZeroU64::MIN.saturating_add(self.numbers.len() as u64);
+        let id = self.next;
         self.ids[number] = Some(id);
-        self.numbers.push(number);
+        self.next = id.saturating_add(1);
         (id, true)
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.numbers.len()
-    }
-
-    /// Takes all but the first `len` ids back.
-    pub(super) fn truncate(&mut self, len: usize) {
-        while self.numbers.len() > len {
-            if let Some(number) = self.numbers.pop() {
-                self.ids[number] = None;
-            }
-        }
     }
 }
 
@@ -90,6 +67,7 @@ impl<'a> Strings<'a> {
         self.items.len()
     }
 
+    /// Forgets all but the first `len` strings.
     pub(super) fn truncate(&mut self, len: usize) {
         self.items.truncate(len);
     }
@@ -109,8 +87,6 @@ mod tests {
         assert_eq!(table.id("a"), (NonZeroU64::new(1).unwrap(), true));
         assert_eq!(table.id("b"), (NonZeroU64::new(2).unwrap(), true));
         assert_eq!(table.id("a"), (NonZeroU64::new(1).unwrap(), false));
-        table.truncate(1);
-        assert_eq!(table.id("c"), (NonZeroU64::new(2).unwrap(), true));
     }
 
     #[test]
@@ -119,10 +95,7 @@ mod tests {
         assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), true));
         assert_eq!(table.id(0), (NonZeroU64::new(2).unwrap(), true));
         assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), false));
-        table.truncate(1);
-        assert_eq!(table.len(), 1);
-        assert_eq!(table.id(3), (NonZeroU64::new(2).unwrap(), true));
-        assert_eq!(table.id(0), (NonZeroU64::new(3).unwrap(), true));
+        assert_eq!(table.id(3), (NonZeroU64::new(3).unwrap(), true));
     }
 
     #[test]
@@ -131,6 +104,8 @@ mod tests {
         assert_eq!(strings.index(""), (0, false));
         assert_eq!(strings.index("a"), (1, true));
         assert_eq!(strings.index("a"), (1, false));
+        assert_eq!(strings.index("b"), (2, true));
+        strings.truncate(2);
         assert_eq!(strings.into_table(), ["", "a"]);
     }
 }

@@ -87,7 +87,9 @@ mod tests {
     use quick_xml::events::Event;
 
     use super::*;
-    use crate::encode::test_window::{any_seen, checkout, rename_functions, rename_spans, window};
+    use crate::encode::test_window::{
+        any_seen, checkout, rename_functions, rename_spans, seen, window,
+    };
 
     fn svg(window: &Window, names: &Names, host: &str) -> String {
         let mut out = Vec::new();
@@ -156,17 +158,17 @@ mod tests {
 
     #[test]
     fn a_frame_with_a_longer_namesake_is_drawn_once() {
-        let (mut window, mut names) = checkout();
-        window.groups.truncate(1);
-        rename_functions(&mut names, |name| match name {
-            "cart" => "main".to_owned(),
-            "pay" => "main::{closure}".to_owned(),
-            _ => name.to_owned(),
-        });
+        let (window, names) = window(
+            &[
+                seen("s", &["a:f"], None, 1),
+                seen("s", &["a:f::g"], None, 1),
+                seen("s", &["a:h", "a:f"], None, 1),
+            ],
+            [1, 2],
+        );
         let (_, texts) = parse(&svg(&window, &names, "h"));
-        // Under "GET /cart": main (root) with 15, its callee main with 15.
-        let drawn = texts.iter().filter(|text| text.starts_with("main (15 samples")).count();
-        assert_eq!(drawn, 2, "{texts:?}");
+        let drawn: Vec<_> = texts.iter().filter(|text| text.starts_with("f (")).collect();
+        assert_eq!(drawn, ["f (2 samples, 66.67%)"]);
     }
 
     #[test]
