@@ -47,6 +47,8 @@ counts! {
     LostWindowQueueFull => "lost_window_queue_full",
     /// Samples lost: a window held more distinct stacks or spans than are kept.
     LostWindowFull => "lost_window_full",
+    /// Samples lost: their value is 0, which a profile does not hold. A timer never makes one.
+    LostZeroValue => "lost_zero_value",
     /// Samples handed to the exporter.
     SamplesEncoded => "samples_encoded",
     /// Samples that the server or the file took.

@@ -1,6 +1,6 @@
 //! One pprof file while it grows, with its exact size.
 
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, ops::ControlFlow};
 
 use prost::Message as _;
 
@@ -12,15 +12,15 @@ use super::options::{EncodeOptions, SampleTypes};
 use super::proto::{
     Function, Label, Line, Location, Mapping, Profile, Sample as ProtoSample, ValueType,
 };
-use super::table::{Strings, Table};
+use super::table::{DenseTable, Strings, Table};
 
 /// Strings and ids as they are given out, so far.
 pub(super) struct Part<'c> {
     content: &'c Content<'c>,
     options: &'c EncodeOptions,
     strings: Strings<'c>,
-    mapping_ids: Table<usize>,
-    location_ids: Table<usize>,
+    mapping_ids: DenseTable,
+    location_ids: DenseTable,
     /// By name and file, indices in the string table.
     function_ids: Table<(i64, i64)>,
     /// Everything but the string table.
@@ -29,16 +29,6 @@ pub(super) struct Part<'c> {
     bytes: usize,
     samples: u64,
     cpu_ns: u64,
-}
-
-/// How much there was before the latest sample.
-struct Mark {
-    strings: usize,
-    mappings: usize,
-    locations: usize,
-    functions: usize,
-    samples: usize,
-    bytes: usize,
 }
 
 impl<'c> Part<'c> {
@@ -51,8 +41,8 @@ impl<'c> Part<'c> {
             content,
             options,
             strings: Strings::new(),
-            mapping_ids: Table::new(),
-            location_ids: Table::new(),
+            mapping_ids: DenseTable::new(content.mappings.len()),
+            location_ids: DenseTable::new(content.places.len()),
             function_ids: Table::new(),
             profile: Profile::default(),
             bytes: field_bytes(0),
@@ -80,24 +70,25 @@ impl<'c> Part<'c> {
         self.profile.sample.is_empty()
     }
 
-    /// Adds a sample unless a limit would be passed; the first one always fits.
-    pub(super) fn try_add(&mut self, sample: &Sample) -> bool {
-        if self.is_empty() {
-            self.add(sample);
-            return true;
+    /// Adds a sample, or finishes the part if it would pass a limit with it. The first one always
+    /// fits.
+    pub(super) fn add_within_limits(
+        mut self,
+        sample: &Sample,
+    ) -> ControlFlow<EncodedProfile, Self> {
+        let limits = self.options.limits;
+        if !self.is_empty() && self.profile.sample.len() >= limits.max_samples {
+            return ControlFlow::Break(self.finish());
         }
-        if self.profile.sample.len() >= self.options.limits.max_samples {
-            return false;
-        }
-        let mark = self.mark();
-        let (samples, cpu_ns) = (self.samples, self.cpu_ns);
+        let before = Lengths::of(&self);
+        let is_first = self.is_empty();
         self.add(sample);
-        let fits = self.bytes <= self.options.limits.max_bytes;
-        if !fits {
-            self.go_back(&mark);
-            (self.samples, self.cpu_ns) = (samples, cpu_ns);
+        if is_first || self.bytes <= limits.max_bytes {
+            ControlFlow::Continue(self)
+        } else {
+            before.restore(&mut self);
+            ControlFlow::Break(self.finish())
         }
-        fits
     }
 
     pub(super) fn add(&mut self, sample: &Sample) {
@@ -134,29 +125,6 @@ impl<'c> Part<'c> {
             cpu_ns: self.cpu_ns,
             entries: self.profile.sample.len(),
         }
-    }
-
-    fn mark(&self) -> Mark {
-        Mark {
-            strings: self.strings.len(),
-            mappings: self.mapping_ids.len(),
-            locations: self.location_ids.len(),
-            functions: self.function_ids.len(),
-            samples: self.profile.sample.len(),
-            bytes: self.bytes,
-        }
-    }
-
-    fn go_back(&mut self, mark: &Mark) {
-        self.strings.truncate(mark.strings);
-        self.mapping_ids.truncate(mark.mappings);
-        self.profile.mapping.truncate(mark.mappings);
-        self.location_ids.truncate(mark.locations);
-        self.profile.location.truncate(mark.locations);
-        self.function_ids.truncate(mark.functions);
-        self.profile.function.truncate(mark.functions);
-        self.profile.sample.truncate(mark.samples);
-        self.bytes = mark.bytes;
     }
 
     fn string(&mut self, string: &'c str) -> i64 {
@@ -224,6 +192,45 @@ impl<'c> Part<'c> {
             self.profile.function.push(message);
         }
         id
+    }
+}
+
+/// How much a part holds, to take the latest sample out again before the part is finished. The ids
+/// that it was given stay given: nothing is added to a part that is full.
+struct Lengths {
+    strings: usize,
+    mappings: usize,
+    locations: usize,
+    functions: usize,
+    entries: usize,
+    bytes: usize,
+    samples: u64,
+    cpu_ns: u64,
+}
+
+impl Lengths {
+    fn of(part: &Part<'_>) -> Self {
+        Self {
+            strings: part.strings.len(),
+            mappings: part.profile.mapping.len(),
+            locations: part.profile.location.len(),
+            functions: part.profile.function.len(),
+            entries: part.profile.sample.len(),
+            bytes: part.bytes,
+            samples: part.samples,
+            cpu_ns: part.cpu_ns,
+        }
+    }
+
+    fn restore(&self, part: &mut Part<'_>) {
+        part.strings.truncate(self.strings);
+        part.profile.mapping.truncate(self.mappings);
+        part.profile.location.truncate(self.locations);
+        part.profile.function.truncate(self.functions);
+        part.profile.sample.truncate(self.entries);
+        part.bytes = self.bytes;
+        part.samples = self.samples;
+        part.cpu_ns = self.cpu_ns;
     }
 }
 

@@ -9,7 +9,7 @@ use crate::aggregate::{Group, Row};
 /// The name that stands for all spans beyond the cap.
 pub const OTHER_SPANS: &str = "other";
 
-/// Splits a group by span name: first the samples without a name, then the names in alphabetical
+/// Splits a group by span name: first the samples without a name, or an empty one, then the names in alphabetical
 /// order.
 ///
 /// The `cap` names with the most CPU time (of equal ones, the first by alphabet) keep their own;
@@ -48,7 +48,7 @@ pub fn split_by_span_name(group: &Group, cap: usize) -> Vec<(Option<Arc<str>>, G
 }
 
 fn name_of<'g>(group: &'g Group, row: &Row) -> Option<&'g Arc<str>> {
-    group.spans[row.span?].name.as_ref()
+    group.spans[row.span?].name.as_ref().filter(|name| !name.is_empty())
 }
 
 struct GroupPart {
@@ -143,7 +143,8 @@ mod tests {
                 let mut whole: Vec<_> = group.rows.iter().map(|row| row_of(group, row)).collect();
                 let parts = split_by_span_name(group, cap);
                 let mut split = Vec::new();
-                for (_, part) in &parts {
+                for (name, part) in &parts {
+                    prop_assert!(name.as_ref().is_none_or(|name| !name.is_empty()));
                     prop_assert!(part.rows.is_sorted());
                     split.extend(part.rows.iter().map(|row| row_of(part, row)));
                 }

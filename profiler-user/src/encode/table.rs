@@ -19,14 +19,31 @@ impl<T: Hash + Eq> Table<T> {
         let (index, is_new) = self.items.insert_full(item);
         (NonZeroU64::MIN.saturating_add(index as u64), is_new)
     }
+}
 
-    pub(super) fn len(&self) -> usize {
-        self.items.len()
+/// Ids from 1 on for some of the numbers below a bound. No hashing: every frame of every sample asks
+/// for the id of its location.
+pub(super) struct DenseTable {
+    /// By number.
+    ids: Vec<Option<NonZeroU64>>,
+    next: NonZeroU64,
+}
+
+impl DenseTable {
+    /// For numbers below `bound`.
+    pub(super) fn new(bound: usize) -> Self {
+        Self { ids: vec![None; bound], next: NonZeroU64::MIN }
     }
 
-    /// Forgets all but the first `len` items.
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.items.truncate(len);
+    /// The id of `number`, and whether this is its first use.
+    pub(super) fn id(&mut self, number: usize) -> (NonZeroU64, bool) {
+        if let Some(id) = self.ids[number] {
+            return (id, false);
+        }
+        let id = self.next;
+        self.ids[number] = Some(id);
+        self.next = id.saturating_add(1);
+        (id, true)
     }
 }
 
@@ -50,6 +67,7 @@ impl<'a> Strings<'a> {
         self.items.len()
     }
 
+    /// Forgets all but the first `len` strings.
     pub(super) fn truncate(&mut self, len: usize) {
         self.items.truncate(len);
     }
@@ -69,8 +87,15 @@ mod tests {
         assert_eq!(table.id("a"), (NonZeroU64::new(1).unwrap(), true));
         assert_eq!(table.id("b"), (NonZeroU64::new(2).unwrap(), true));
         assert_eq!(table.id("a"), (NonZeroU64::new(1).unwrap(), false));
-        table.truncate(1);
-        assert_eq!(table.id("c"), (NonZeroU64::new(2).unwrap(), true));
+    }
+
+    #[test]
+    fn dense_ids_start_at_one_and_stay() {
+        let mut table = DenseTable::new(5);
+        assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), true));
+        assert_eq!(table.id(0), (NonZeroU64::new(2).unwrap(), true));
+        assert_eq!(table.id(4), (NonZeroU64::new(1).unwrap(), false));
+        assert_eq!(table.id(3), (NonZeroU64::new(3).unwrap(), true));
     }
 
     #[test]
@@ -79,6 +104,8 @@ mod tests {
         assert_eq!(strings.index(""), (0, false));
         assert_eq!(strings.index("a"), (1, true));
         assert_eq!(strings.index("a"), (1, false));
+        assert_eq!(strings.index("b"), (2, true));
+        strings.truncate(2);
         assert_eq!(strings.into_table(), ["", "a"]);
     }
 }

@@ -112,7 +112,8 @@ pub(crate) fn window(seen: &[Seen], elf_ids: [u32; 2]) -> (Window, Names) {
     (window, names)
 }
 
-fn seen(
+/// See [`Seen`].
+pub(crate) fn seen(
     service: &'static str,
     stack: &[&'static str],
     span: Option<(u8, Option<&'static str>)>,

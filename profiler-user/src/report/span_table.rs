@@ -1,35 +1,4 @@
 //! CPU time by span, as data and as JSON.
-//!
-//! The JSON document, `schema_version` 1. Later versions may add members; they change or remove
-//! none without a new number.
-//!
-//! ```text
-//! {
-//!   "schema_version": 1,
-//!   "start_unix_ns": 1760000000000000000,   when it began; beyond 2^53: read it as an integer
-//!   "duration_ns": 10000000000,
-//!   "period_ns": 10309278,                  CPU time that one sample stands for
-//!   "hz": 97.0,                             samples a second of CPU time: 1e9 / period_ns
-//!   "totals": {
-//!     "samples": 61, "cpu_ns": 610000000,             all services, in spans or not
-//!     "span_samples": 51, "span_cpu_ns": 510000000    of these, in spans
-//!   },
-//!   "services": [                           by CPU time, descending
-//!     { "service": "checkout", "service_namespace": null,
-//!       "samples": 58, "cpu_ns": 580000000, "span_samples": 51, "span_cpu_ns": 510000000 }
-//!   ],
-//!   "spans": [                              by CPU time, descending, then by ids
-//!     { "service": "checkout", "service_namespace": null,
-//!       "span_name": "POST /pay",           null where the process does not publish it
-//!       "trace_id": "…32 hex…", "span_id": "…16 hex…",
-//!       "samples": 30, "cpu_ns": 300000000,
-//!       "error": 0.1826 }                   relative standard error of cpu_ns: 1 / sqrt(samples)
-//!   ]
-//! }
-//! ```
-//!
-//! `error` is that of a count of independent events: of many spans that truly used this much CPU
-//! time, about two thirds are measured within `cpu_ns × (1 ± error)`. With one sample it is 1.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -41,6 +10,37 @@ use crate::aggregate::Window;
 use crate::attribute::SpanLabel;
 
 /// How much CPU time each span used.
+///
+/// As JSON, `schema_version` 1. Later versions may add members; they change or remove
+/// none without a new number.
+///
+/// ```text
+/// {
+///   "schema_version": 1,
+///   "start_unix_ns": 1760000000000000000,   when it began; beyond 2^53: read it as an integer
+///   "duration_ns": 10000000000,
+///   "period_ns": 10309278,                  CPU time that one sample stands for
+///   "hz": 97.0,                             samples a second of CPU time: 1e9 / period_ns
+///   "totals": {
+///     "samples": 61, "cpu_ns": 610000000,             all services, in spans or not
+///     "span_samples": 51, "span_cpu_ns": 510000000    of these, in spans
+///   },
+///   "services": [                           by CPU time, descending
+///     { "service": "checkout", "service_namespace": null,
+///       "samples": 58, "cpu_ns": 580000000, "span_samples": 51, "span_cpu_ns": 510000000 }
+///   ],
+///   "spans": [                              by CPU time, descending, then by ids
+///     { "service": "checkout", "service_namespace": null,
+///       "span_name": "POST /pay",           null where the process does not publish it
+///       "trace_id": "…32 hex…", "span_id": "…16 hex…",
+///       "samples": 30, "cpu_ns": 300000000,
+///       "error": 0.1826 }                   relative standard error of cpu_ns: 1 / sqrt(samples)
+///   ]
+/// }
+/// ```
+///
+/// `error` is that of a count of independent events: of many spans that truly used this much CPU
+/// time, about two thirds are measured within `cpu_ns × (1 ± error)`. With one sample it is 1.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SpanTable {
     schema_version: u32,
@@ -169,7 +169,7 @@ impl SpanTable {
         }
     }
 
-    /// Writes the document that the module describes. The same window gives the same bytes.
+    /// Writes the table as JSON. The same window gives the same bytes.
     ///
     /// # Errors
     ///

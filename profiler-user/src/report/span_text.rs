@@ -106,7 +106,8 @@ impl SpanTable {
         let mut ids: BTreeMap<(String, Span), BTreeSet<(&str, &str)>> = BTreeMap::new();
         for row in &self.spans {
             let service = full_name(&row.service, row.service_namespace.as_deref());
-            let key = (service, row.span_name.clone().map_or(Span::Unnamed, Span::Named));
+            let name = row.span_name.clone().filter(|name| !name.is_empty());
+            let key = (service, name.map_or(Span::Unnamed, Span::Named));
             let ids = ids.entry(key.clone()).or_default();
             ids.insert((&row.trace_id, &row.span_id));
             let line = lines.entry(key).or_default();

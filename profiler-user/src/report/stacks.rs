@@ -56,7 +56,7 @@ impl Stacks {
 
 fn span_name<'g>(group: &'g Group, row: &Row) -> &'g str {
     let Some(span) = row.span else { return NO_SPAN };
-    group.spans[span].name.as_deref().unwrap_or(UNNAMED_SPAN)
+    group.spans[span].name.as_deref().filter(|name| !name.is_empty()).unwrap_or(UNNAMED_SPAN)
 }
 
 struct Functions<'n> {
