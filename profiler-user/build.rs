@@ -6,8 +6,6 @@
 //! file, and `SPANPROF_SKIP_BPF=1` an empty one, for checks and documentation on a machine
 //! without the tools.
 
-#![expect(clippy::print_stdout, reason = "a build script talks to cargo on stdout")]
-
 use std::env;
 use std::ffi::OsString;
 use std::fs;
