@@ -6,8 +6,6 @@
 //! file, and `SPANPROF_SKIP_BPF=1` an empty one, for checks and documentation on a machine
 //! without the tools.
 
-#![expect(clippy::print_stdout, reason = "a build script talks to cargo on stdout")]
-
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -80,7 +78,8 @@ fn build(toolchain: &BpfToolchain, workspace: &Path, target_dir: &Path) -> Resul
     let mut cargo = Command::new(&toolchain.cargo);
     forget_outer_cargo(&mut cargo);
     cargo
-        .args(["build", "--package=profiler-ebpf", "--bin=profiler-bpf", "--release", "--locked"])
+        .args(["build", "--quiet", "--package=profiler-ebpf", "--bin=profiler-bpf"])
+        .args(["--release", "--locked"])
         .args(["--target", BPF_TARGET, "--target-dir"])
         .arg(target_dir)
         .arg("--manifest-path")
@@ -101,12 +100,14 @@ fn build(toolchain: &BpfToolchain, workspace: &Path, target_dir: &Path) -> Resul
     }
     let output = cargo.output().map_err(|error| said(&toolchain.cargo, &error))?;
     let log = String::from_utf8_lossy(&output.stderr);
-    if output.status.success() {
-        forward_warnings(&log);
-        return Ok(());
+    // A quiet cargo says nothing but what is wrong, and that is as wrong here as there.
+    let succeeded = output.status.success();
+    let level = if succeeded { "warning" } else { "error" };
+    for line in log.lines().filter(|line| !line.trim().is_empty()) {
+        println!("cargo::{level}={line}");
     }
-    for line in log.lines() {
-        println!("cargo::error={line}");
+    if succeeded {
+        return Ok(());
     }
     Err(format!("the BPF program does not build ({}; tools: {toolchain})", output.status))
 }
@@ -155,21 +156,6 @@ fn forget_outer_cargo(command: &mut Command) {
         let goes = GOES.contains(&text.as_ref()) || begins(&GOES_BY_PREFIX);
         if goes && !begins(&STAYS_BY_PREFIX) {
             command.env_remove(&name);
-        }
-    }
-}
-
-/// Warnings of the inner build are warnings of this one; its progress is nobody's business.
-fn forward_warnings(log: &str) {
-    let mut inside = false;
-    for line in log.lines() {
-        if line.starts_with("warning") {
-            inside = true;
-        } else if line.is_empty() || line.trim_start().starts_with("Finished") {
-            inside = false;
-        }
-        if inside {
-            println!("cargo::warning={line}");
         }
     }
 }

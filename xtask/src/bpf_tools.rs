@@ -71,16 +71,16 @@ fn debian(cache: &Path) -> Result<()> {
     let root = partial.dir("llvm")?;
     apt::unpack(&debs, &root, |package| !package.contains("rust"))?;
     let llvm = root.join("usr/lib").join(format!("llvm-{DEBIAN_LLVM}"));
-    let libraries = root.join(library_dir());
-    // Relative to the linker itself, so that the cache may move.
+    // Relative to the linker itself, so that the cache may move; and of the kind that also finds
+    // the libraries of the libraries.
     let rust_name = rust.file_name().context("the compiler's folder has no name")?;
-    let rpath = Path::new("$ORIGIN/../..").join(rust_name).join(library_dir());
-    let flags = format!("-Clink-arg=-Wl,-rpath,{}", rpath.display());
+    let rpath = libraries_below(&Path::new("$ORIGIN/../..").join(rust_name));
+    let flags = format!("-Clink-arg=-Wl,--disable-new-dtags,-rpath,{rpath}");
     let built = build_linker(&partial, &format!("llvm-{DEBIAN_LLVM}"), |command| {
         command
             .env(format!("LLVM_SYS_{DEBIAN_LLVM}1_PREFIX"), &llvm)
             .env("LLVM_PREFIX", &llvm)
-            .env("LD_LIBRARY_PATH", &libraries)
+            .env("LD_LIBRARY_PATH", libraries_below(&root))
             .env("RUSTFLAGS", flags);
     })?;
     cache::publish(&built, &linker)?;
@@ -123,8 +123,8 @@ fn write_wrapper(root: &Path) -> Result<()> {
     let script = format!(
         "#!/bin/sh\n\
          root=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
-         LD_LIBRARY_PATH=$root/{} exec \"$root/usr/bin/rustc\" \"$@\"\n",
-        library_dir().display()
+         LD_LIBRARY_PATH={} exec \"$root/usr/bin/rustc\" \"$@\"\n",
+        libraries_below(Path::new("$root"))
     );
     let write = || -> std::io::Result<()> {
         fs::create_dir_all(root.join("bin"))?;
@@ -142,9 +142,11 @@ fn linker_works(root: &Path) -> bool {
     ask(Command::new(root.join("bin/bpf-linker")).arg("--version")).is_ok()
 }
 
-/// Where Debian keeps the libraries of this architecture.
-fn library_dir() -> PathBuf {
-    Path::new("usr/lib").join(format!("{}-linux-gnu", env::consts::ARCH))
+/// Where Debian's packages of this architecture keep libraries, as a search path.
+fn libraries_below(root: &Path) -> String {
+    let root = root.display();
+    let triplet = format!("{}-linux-gnu", env::consts::ARCH);
+    format!("{root}/usr/lib/{triplet}:{root}/lib/{triplet}")
 }
 
 fn nightly(cache: &Path) -> Result<()> {

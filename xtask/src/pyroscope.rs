@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::cache::{self, Partial};
-use crate::exec::{ask, exec, workspace};
+use crate::exec::{ask, workspace};
 use crate::setup::step;
 
 const VERSION: &str = "1.12.0";
@@ -85,7 +85,7 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
             .env("GOMODCACHE", partial.dir("modules")?)
             .env("GOCACHE", partial.dir("objects")?)
             .env("GOTMPDIR", partial.dir("tmp")?);
-        exec(&mut build)?;
+        ask(&mut build)?;
         cache::publish(&new, binary)?;
     }
     Ok(())
