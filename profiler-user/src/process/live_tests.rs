@@ -28,7 +28,9 @@ const PUBLISHER: &str = r#"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 struct header { char signature[8]; uint32_t version, size; uint64_t published_at, payload; };
 static unsigned char payload[1 << 18];
@@ -68,9 +70,9 @@ int main(int argc, char **argv) {
         case 'e': /* run another program */
             execlp(argument, argument, "1000", (char *)0);
             return 4;
-        case 'f': { /* a child that waits */
+        case 'f': { /* a child that waits, as long as its parent lives */
             int pid = fork();
-            if (pid == 0) { pause(); return 0; }
+            if (pid == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); pause(); return 0; }
             printf("%d\n", pid);
             fflush(stdout);
             continue;
@@ -387,11 +389,6 @@ fn a_child_has_its_parents_program_but_not_its_context() {
     assert_eq!((process.start_time, &*process.service.name), (0, "told"));
     watch.pass(150 * MS);
     assert!(watch.process(child).start_time > 0);
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(i32::try_from(child.0).unwrap()).unwrap(),
-        rustix::process::Signal::KILL,
-    )
-    .unwrap();
 }
 
 /// The program file is gone, its process is not: the kernel's link still leads to it, where that
