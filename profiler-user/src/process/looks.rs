@@ -130,7 +130,7 @@ impl Allowance {
     }
 }
 
-/// How long to leave a process alone that was read in vain.
+/// How long to leave a process alone after it was read.
 #[derive(Debug)]
 pub(super) struct Backoff {
     until: BootTime,
@@ -149,6 +149,15 @@ impl Backoff {
 
     pub(super) fn is_over(&self, now: BootTime) -> bool {
         self.until <= now
+    }
+
+    /// After a read that gave something. A process that maps something else all the time would
+    /// have us read it at each sample: a line of 100 bytes takes about 1 µs to read, and for 100
+    /// times as long it is left alone.
+    pub(super) fn rest(&mut self, now: BootTime, maps_len: usize) {
+        let wait = u64::try_from(maps_len).unwrap_or(u64::MAX).saturating_mul(1000);
+        self.until = BootTime(now.0.saturating_add(wait.min(Self::MAX)));
+        self.doublings = 0;
     }
 
     /// After a read that gave nothing.
@@ -211,5 +220,9 @@ mod tests {
         });
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert!(!backoff.is_over(ms(9999)) && backoff.is_over(ms(10_000)));
+        backoff.rest(ms(0), 6000);
+        assert!(!backoff.is_over(ms(5)) && backoff.is_over(ms(6)));
+        backoff.rest(ms(0), usize::MAX);
+        assert!(backoff.is_over(ms(10_000)));
     }
 }

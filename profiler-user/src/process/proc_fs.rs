@@ -98,8 +98,8 @@ impl ProcessDir {
 
     /// The memory of the process, as it is now: after an `exec` there is nothing to read.
     ///
-    /// Not `process_vm_readv`: that one waits where the process has the page handled by itself
-    /// (`userfaultfd`), a read of this file fails.
+    /// Not `process_vm_readv`: where a process handles its page faults by itself (`userfaultfd`)
+    /// that one waits for it, for ever if it likes; a read of this file fails (seen on Linux 6.18).
     pub(super) fn memory(&self) -> io::Result<File> {
         self.open_for_reading("mem")
     }

@@ -29,12 +29,18 @@ const ATTRIBUTE_KEYS_MAX: usize = 256;
 /// How much of an attribute key is kept.
 const ATTRIBUTE_KEY_LEN_MAX: usize = 128;
 
+/// How much of all keys is kept; 256 keys of OpenTelemetry's semantic conventions are some 5 KB.
+const ATTRIBUTE_KEYS_LEN_MAX: usize = 8 << 10;
+
+/// How much of a service's name is kept.
+const SERVICE_LEN_MAX: usize = 1024;
+
 /// A process context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ProcessContext {
-    /// `service.name`, as published.
+    /// `service.name`, its beginning, as published.
     pub(super) service_name: Option<String>,
-    /// `service.namespace`, as published.
+    /// `service.namespace`, its beginning, as published.
     pub(super) service_namespace: Option<String>,
     /// How the threads publish their spans.
     pub(super) schema: Schema,
@@ -146,6 +152,9 @@ impl ProcessContext {
         mapping: ContextMapping,
     ) -> Self {
         let resource = message.resource.unwrap_or_default().attributes;
+        let kept = |key| {
+            text_of(&resource, key).map(|text| beginning_of(text, SERVICE_LEN_MAX).to_owned())
+        };
         let schema = match text_of(&message.attributes, SCHEMA_VERSION_KEY) {
             None => Schema::Absent,
             Some(version) if SCHEMA_VERSIONS.contains(&version) => Schema::ThreadContext,
@@ -160,10 +169,10 @@ impl ProcessContext {
             _ => None,
         };
         Self {
-            service_name: text_of(&resource, "service.name").map(str::to_owned),
-            service_namespace: text_of(&resource, "service.namespace").map(str::to_owned),
+            service_name: kept("service.name"),
+            service_namespace: kept("service.namespace"),
             schema,
-            attribute_keys: keys.iter().take(ATTRIBUTE_KEYS_MAX).map(attribute_key).collect(),
+            attribute_keys: attribute_keys(keys),
             tp_offset,
             published_at,
             mapping,
@@ -204,11 +213,20 @@ fn text_of<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
     }
 }
 
-/// One that is no text keeps its place, for those behind it: empty.
-fn attribute_key(value: &AnyValue) -> Arc<str> {
-    let Some(Value::StringValue(key)) = &value.value else { return "".into() };
-    let end = key.floor_char_boundary(ATTRIBUTE_KEY_LEN_MAX);
-    key.get(..end).unwrap_or_default().into()
+/// A key that is no text, or too much, keeps its place, for those behind it: empty.
+fn attribute_keys(values: &[AnyValue]) -> Arc<[Arc<str>]> {
+    let mut left = ATTRIBUTE_KEYS_LEN_MAX;
+    let key_of = |value: &AnyValue| {
+        let Some(Value::StringValue(key)) = &value.value else { return "".into() };
+        let key = beginning_of(key, ATTRIBUTE_KEY_LEN_MAX.min(left));
+        left = left.saturating_sub(key.len());
+        key.into()
+    };
+    values.iter().take(ATTRIBUTE_KEYS_MAX).map(key_of).collect()
+}
+
+fn beginning_of(text: &str, max: usize) -> &str {
+    text.get(..text.floor_char_boundary(max)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -166,6 +166,14 @@ fn attribute_keys_are_bounded_and_keep_their_place() {
     assert_eq!((&*keys[1], &*keys[2]), ("", ""));
     assert_eq!(&*keys[3], "é".repeat(64));
     assert_eq!(&*keys[255], "last");
+
+    let values = vec![value(text(&"k".repeat(100))); 256];
+    let map = Value::ArrayValue(context_proto::ArrayValue { values });
+    let attributes = vec![attribute(ATTRIBUTE_KEY_MAP_KEY, map)];
+    let keys =
+        &decoded(context_proto::ProcessContext { resource: None, attributes }).attribute_keys;
+    assert_eq!(keys.iter().map(|key| key.len()).sum::<usize>(), 8 << 10);
+    assert_eq!((keys.len(), &*keys[255]), (256, ""));
 }
 
 proptest! {

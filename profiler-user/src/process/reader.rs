@@ -14,7 +14,8 @@ use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
 use super::span_slot::{SlotFinder, SlotSource};
 use super::{
-    ElfId, ElfRegistry, Mapping, MappingSnapshot, Process, ServiceIdentity, TableStats, Unreadable,
+    Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, Process, ServiceIdentity, TableStats,
+    Unreadable,
 };
 use crate::decode::Pid;
 
@@ -25,6 +26,8 @@ pub(super) struct Facts {
     kernel_thread: bool,
     mapped_bytes: u64,
     maps_hash: u64,
+    /// How many bytes of text the mappings are.
+    pub(super) maps_len: usize,
     contexts: Vec<ContextMapping>,
     context: Option<Arc<ProcessContext>>,
     identity: Identity,
@@ -44,6 +47,14 @@ pub(super) struct Looked {
     pub(super) process: Arc<Process>,
     pub(super) facts: Facts,
     pub(super) slot: Option<(SpanSlot, SlotSource)>,
+}
+
+/// What reading the mappings gave.
+struct ReadMappings {
+    snapshot: Arc<MappingSnapshot>,
+    contexts: Vec<ContextMapping>,
+    maps_hash: u64,
+    maps_len: usize,
 }
 
 /// When the mappings are read.
@@ -108,8 +119,12 @@ impl Reader {
         if stat.is_kernel_thread() {
             return Ok(self.kernel_thread(pid, &stat));
         }
-        let (snapshot, contexts, maps_hash) =
+        let ReadMappings { snapshot, contexts, maps_hash, maps_len } =
             self.snapshot(&dir, &stat, known, read_maps, stats).map_err(reason)?;
+        if snapshot.mappings().iter().all(is_vsyscall) {
+            // No process runs without code: this one is in the middle of an exec or of its exit.
+            return Err(Unreadable::NotRead);
+        }
         let identity = match known {
             Some((_, facts)) => facts.identity.clone(),
             None => self.identity(&dir, &stat, stats),
@@ -138,6 +153,7 @@ impl Reader {
             kernel_thread: false,
             mapped_bytes: stat.mapped_bytes,
             maps_hash,
+            maps_len,
             contexts,
             context,
             identity,
@@ -158,6 +174,7 @@ impl Reader {
             kernel_thread: true,
             mapped_bytes: 0,
             maps_hash: 0,
+            maps_len: 0,
             contexts: Vec::new(),
             context: None,
             identity: Identity { name, main_elf: None, told: None },
@@ -172,9 +189,12 @@ impl Reader {
         known: Option<(&Arc<Process>, &Facts)>,
         read_maps: ReadMaps,
         stats: &mut TableStats,
-    ) -> io::Result<(Arc<MappingSnapshot>, Vec<ContextMapping>, u64)> {
-        let unchanged = |(process, facts): (&Arc<Process>, &Facts)| {
-            (Arc::clone(&process.snapshot), facts.contexts.clone(), facts.maps_hash)
+    ) -> io::Result<ReadMappings> {
+        let unchanged = |(process, facts): (&Arc<Process>, &Facts)| ReadMappings {
+            snapshot: Arc::clone(&process.snapshot),
+            contexts: facts.contexts.clone(),
+            maps_hash: facts.maps_hash,
+            maps_len: facts.maps_len,
         };
         if let Some(known) = known
             && read_maps == ReadMaps::IfResized
@@ -188,8 +208,8 @@ impl Reader {
             // The process has given up its memory: it is about to be gone.
             return Err(io::ErrorKind::NotFound.into());
         }
-        let hash = self.hasher.hash_one(&self.text);
-        if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == hash) {
+        let (maps_hash, maps_len) = (self.hasher.hash_one(&self.text), self.text.len());
+        if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == maps_hash) {
             return Ok(unchanged(known));
         }
         let maps = Maps::parse(&self.text);
@@ -204,8 +224,14 @@ impl Reader {
         });
         let snapshot = MappingSnapshot::new(mappings.collect(), truncated);
         // A process with very much text is rare: its buffer is not kept.
+        self.text.clear();
         self.text.shrink_to(1 << 20);
-        Ok((Arc::new(snapshot), maps.contexts, hash))
+        Ok(ReadMappings {
+            snapshot: Arc::new(snapshot),
+            contexts: maps.contexts,
+            maps_hash,
+            maps_len,
+        })
     }
 
     fn identity(&self, dir: &ProcessDir, stat: &ProcessStat, stats: &mut TableStats) -> Identity {
@@ -233,6 +259,11 @@ impl Facts {
     pub(super) fn is_kernel_thread(&self) -> bool {
         self.kernel_thread
     }
+}
+
+/// The kernel shows it for every process, whatever is mapped.
+fn is_vsyscall(mapping: &Mapping) -> bool {
+    matches!(&mapping.backing, Backing::Special(name) if name.as_ref() == "[vsyscall]")
 }
 
 fn service(context: Option<&ProcessContext>, identity: &Identity) -> Arc<ServiceIdentity> {

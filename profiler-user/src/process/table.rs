@@ -26,6 +26,9 @@ use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 /// How long what was replaced, and a process that exited, is kept for samples that come late.
 pub(super) const KEPT: u64 = 10 * SECOND;
 
+/// The kernel counts start times in ticks of `USER_HZ`, 100 a second on every machine.
+pub(super) const TICK: u64 = SECOND / 100;
+
 /// How many programs and snapshots of one process are kept.
 const IMAGES_MAX: usize = 8;
 
@@ -225,7 +228,7 @@ impl ProcessTable {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         match entry.missing(at, addresses) {
             Some(still_missing) if still_missing >= missing => entry.backoff.grow(now),
-            _ => entry.backoff = Backoff::default(),
+            _ => entry.backoff.rest(now, entry.state.maps_len()),
         }
     }
 
@@ -371,6 +374,16 @@ impl ProcessTable {
     }
 }
 
+impl State {
+    /// How many bytes of text its mappings are.
+    fn maps_len(&self) -> usize {
+        match self {
+            Self::Read(facts) => facts.maps_len,
+            Self::Unread | Self::Inherited => 0,
+        }
+    }
+}
+
 impl Entry {
     /// How many of a sample's addresses could become known by reading the process; `None` if
     /// reading is of no use.
@@ -393,8 +406,6 @@ impl Entry {
     /// Whether the process that a fork made at a time has been read since: its samples can be
     /// faster than the event.
     fn is_read_after_fork(&self, at: BootTime) -> bool {
-        /// The kernel counts start times in ticks of `USER_HZ`, 100 a second on every machine.
-        const TICK: u64 = SECOND / 100;
         let State::Read(facts) = &self.state else { return false };
         let started = facts.start_time.saturating_mul(TICK);
         let same = started <= at.0.saturating_add(TICK) && at.0.saturating_sub(started) < SECOND;

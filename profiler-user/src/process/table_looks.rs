@@ -7,7 +7,7 @@ use profiler_common::span::SpanSlot;
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
 use super::span_slot::SlotSource;
-use super::table::{KEPT, State};
+use super::table::{KEPT, State, TICK};
 use super::{Process, ProcessTable, RecordedProcess, Unreadable};
 use crate::decode::{BootTime, Pid};
 
@@ -49,6 +49,7 @@ impl ProcessTable {
             return;
         }
         if !self.look_allowance.take(self.now) {
+            self.stats.looks_dropped += 1;
             return;
         }
         self.stats.looks += 1;
@@ -193,11 +194,13 @@ impl ProcessTable {
                 // Another process of the same id, whose making was not reported.
                 self.stats.pids_reused += 1;
                 self.clear_slot(pid);
-                self.push_image(pid, now, process);
+                let started = BootTime(process.start_time.saturating_mul(TICK));
+                self.push_image(pid, started.max(last_read).min(now), process);
             }
             // The mappings changed some time after the last read.
-            (State::Read(_) | State::Inherited, _) => self.push_image(pid, last_read, process),
-            (State::Unread, _) => {
+            (State::Read(_), _) => self.push_image(pid, last_read, process),
+            // What is known since the exec or the fork was nothing, or its parent's.
+            (State::Unread | State::Inherited, _) => {
                 entry.images.replace_newest(process);
                 self.image_changed(pid);
             }
@@ -225,7 +228,8 @@ impl ProcessTable {
         match reason {
             Unreadable::Gone => self.stats.unreadable_gone += 1,
             Unreadable::NotPermitted => self.stats.unreadable_not_permitted += 1,
-            Unreadable::Failed | Unreadable::NotRead => self.stats.unreadable_failed += 1,
+            Unreadable::NotRead => self.stats.unreadable_without_code += 1,
+            Unreadable::Failed => self.stats.unreadable_failed += 1,
         }
         if reason == Unreadable::Gone {
             self.note_gone(pid);

@@ -49,6 +49,8 @@ pub struct TableStats {
     pub unreadable_gone: u64,
     /// Reads that failed: not permitted.
     pub unreadable_not_permitted: u64,
+    /// Reads in vain: the process was in the middle of an exec or of its exit.
+    pub unreadable_without_code: u64,
     /// Reads that failed otherwise.
     pub unreadable_failed: u64,
     /// Process ids that stood for another process all of a sudden.

@@ -109,6 +109,20 @@ fn a_process_that_is_gone_is_read_once_in_a_while() {
 }
 
 #[test]
+fn a_process_without_code_is_read_again() {
+    let fake = FakeProc::new();
+    let stack = "7000-8000 rw-p 00000000 00:00 0   [stack]\n\
+                 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0   [vsyscall]\n";
+    fake.add(7, 5000, stack);
+    let mut table = table(&fake, TableLimits::default());
+    assert_eq!(table.view(Pid(7), at(NOW)).unwrap().unreadable, Some(Unreadable::NotRead));
+    assert_eq!(table.stats().unreadable_without_code, 1);
+    fs::write(fake.path(7, "maps"), anonymous(0x1000)).unwrap();
+    table.refresh(Pid(7), at(NOW + 1), &[]);
+    assert!(knows(&table, 7, NOW + 1, 0x1000));
+}
+
+#[test]
 fn an_exec_ends_what_was_known_but_not_before_it() {
     let fake = FakeProc::new();
     fake.add(7, 5000, &anonymous(0x1000));
@@ -167,6 +181,7 @@ fn a_child_is_its_parent_until_it_is_read() {
     let known = epoch(&table, 8, NOW + 6);
     table.on_event(event(8, NOW + 3, fork));
     assert_eq!(epoch(&table, 8, NOW + 6), known);
+    assert!(knows(&table, 8, NOW, 0x3000), "read, it is known since the fork");
     // One of another process of the same id is.
     table.on_event(event(8, NOW + 3000, fork));
     assert_eq!(epoch(&table, 8, NOW + 3000), epoch(&table, 7, NOW));

@@ -38,7 +38,8 @@ pub enum Unreadable {
     Gone,
     /// Reading them is not permitted.
     NotPermitted,
-    /// They are not read yet: so many processes are new that some have to wait.
+    /// They are not read yet: the process is only being made, or so many processes are new that
+    /// some have to wait.
     NotRead,
     /// The kernel reported another error.
     Failed,
