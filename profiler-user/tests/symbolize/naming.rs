@@ -203,7 +203,8 @@ fn names_that_fill_an_answer() {
     std::fs::write(&source, format!("{functions_text}int main(void) {{ return 0; }}\n")).unwrap();
     run("cc", &[&"-O1", &source, &"-o", &program]);
     let known = Known::read(&program);
-    let location = |i| at(1, known.offset(known.function(&function(i)).0));
+    let addresses = known.functions();
+    let location = |i| at(1, known.offset(addresses[&function(i)]));
     let locations: Vec<_> = (0..500).map(location).collect();
     let mut symbolizer = Symbolizer::new(config(false));
     let names = name(&mut symbolizer, &[elf(1, &program, None)], &locations);
