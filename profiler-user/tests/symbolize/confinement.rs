@@ -48,7 +48,7 @@ fn no_privileges() {
     if is_root() {
         assert_eq!(status["CapBnd"], "0000000000000000");
         for ids in ["Uid", "Gid"] {
-            assert!(status[ids].split('\t').all(|id| id == "1397751809"), "{}", status[ids]);
+            assert!(status[ids].split('\t').all(|id| id == "1934622721"), "{}", status[ids]);
         }
         assert_eq!(status["Groups"], "");
     }

@@ -1,7 +1,6 @@
 //! What symbolizing costs: `cargo test --release --test symbolize -- measure FILE`.
 
 use std::path::Path;
-use std::time::Instant;
 
 use object::{Object as _, ObjectSection as _, SectionKind};
 use profiler_user::symbolize::Symbolizer;
@@ -21,18 +20,19 @@ pub(crate) fn run(arguments: &[String]) {
             let shift = u64::from(run == "warm") * 7;
             let locations: Vec<_> =
                 (0..count).map(|i| at(1, offset + (len - 8) * i / count + shift)).collect();
-            let start = Instant::now();
+            let before = cpu_ns(&symbolizer);
             let source = elf(1, Path::new(path), None);
             name(&mut symbolizer, &[source], &locations);
-            let time = start.elapsed();
+            let after = cpu_ns(&symbolizer);
+            let each = |i: usize| (after[i] - before[i]) / count;
             let pid = symbolizer.worker_pid().unwrap();
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
             let memory: Vec<_> = status
                 .lines()
                 .filter(|line| line.starts_with("VmRSS") || line.starts_with("RssAnon"))
                 .collect();
-            let each = time / u32::try_from(count).unwrap();
-            println!("inlined={inlined} {run}: {time:?}, {each:?} a location, {memory:?}");
+            let [client, worker] = [each(0), each(1)];
+            println!("inlined={inlined} {run}: {client} + {worker} ns a location, {memory:?}");
         }
     }
     let mut symbolizer = Symbolizer::new(config(false));
@@ -46,8 +46,21 @@ pub(crate) fn run(arguments: &[String]) {
         .take(10_000)
         .collect();
     for (run, locations) in [("first", &kernel[..1]), ("cold", &kernel[1..])] {
-        let start = Instant::now();
+        let before = cpu_ns(&symbolizer);
         name(&mut symbolizer, &[], locations);
-        println!("kernel {run}: {:?} for {}", start.elapsed(), locations.len());
+        let after = cpu_ns(&symbolizer);
+        let [client, worker] = [0, 1].map(|i| after[i] - before[i]);
+        println!("kernel {run}: {client} + {worker} ns for {}", locations.len());
     }
+}
+
+/// CPU time so far of the client, which is this process, and of the worker: a busy machine does not
+/// change it.
+fn cpu_ns(symbolizer: &Symbolizer) -> [u64; 2] {
+    let of = |pid: u32| {
+        let path = format!("/proc/{pid}/schedstat");
+        let text = std::fs::read_to_string(path).unwrap();
+        text.split(' ').next().unwrap().parse().unwrap()
+    };
+    [of(std::process::id()), symbolizer.worker_pid().map_or(0, of)]
 }

@@ -19,6 +19,7 @@ pub(crate) const TESTS: &[crate::Test] = &[
     ("what_has_no_file_says_why", what_has_no_file_says_why),
     ("known_locations_need_no_worker", known_locations_need_no_worker),
     ("more_locations_than_a_request_holds", more_locations_than_a_request_holds),
+    ("names_that_fill_an_answer", names_that_fill_an_answer),
 ];
 
 fn functions_by_symbol_table() {
@@ -122,9 +123,10 @@ fn its_own_rust_functions() {
     for inlined in [false, true] {
         let mut symbolizer = Symbolizer::new(config(inlined));
         let names = name(&mut symbolizer, &[elf(1, &program, None)], &[at(1, offset)]);
-        let frames = &names.frames[&at(1, offset)];
-        assert_eq!(&*frames[0].function, "symbolize::naming::known_rust_function");
-        let source = frames[0].file.as_deref().unwrap_or_default();
+        // The outermost: with optimization another function is inlined there.
+        let frame = names.frames[&at(1, offset)].last().unwrap();
+        assert_eq!(&*frame.function, "symbolize::naming::known_rust_function");
+        let source = frame.file.as_deref().unwrap_or_default();
         assert_eq!(source.ends_with("tests/symbolize/naming.rs"), inlined, "{source}");
     }
 }
@@ -190,4 +192,26 @@ fn more_locations_than_a_request_holds() {
     assert_eq!(names.frames.len(), 5_000);
     assert!(symbolizer.stats().symbolized > 4_500, "{:?}", symbolizer.stats());
     assert!(symbolizer.stats().worker_deaths.is_empty());
+}
+
+/// 500 names of 4,000 bytes are asked for again in smaller parts; longer ones are cut.
+fn names_that_fill_an_answer() {
+    let folder = folder();
+    let (source, program) = (folder.path().join("long.c"), folder.path().join("long"));
+    let function = |i| format!("f{i}_{}", "x".repeat(if i == 0 { 9_000 } else { 4_000 }));
+    let functions_text: String =
+        (0..500).map(|i| format!("int {}(void) {{ return {i}; }}\n", function(i))).collect();
+    std::fs::write(&source, format!("{functions_text}int main(void) {{ return 0; }}\n")).unwrap();
+    run("cc", &[&"-O1", &source, &"-o", &program]);
+    let known = Known::read(&program);
+    let addresses = known.functions();
+    let location = |i| at(1, known.offset(addresses[&function(i)]));
+    let locations: Vec<_> = (0..500).map(location).collect();
+    let mut symbolizer = Symbolizer::new(config(false));
+    let names = name(&mut symbolizer, &[elf(1, &program, None)], &locations);
+    assert_eq!(functions(&names, locations[0]), [&function(0)[..4096]]);
+    for (i, location) in (0..).zip(locations).skip(1) {
+        assert_eq!(functions(&names, location), [function(i)]);
+    }
+    assert_eq!(symbolizer.stats().symbolized, 500);
 }

@@ -1,5 +1,6 @@
 //! Known programs, and what binutils' relatives say about them.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -76,6 +77,13 @@ impl Known {
         let symbol = file.symbols().find(|symbol| symbol.name() == Ok(name));
         let symbol = symbol.unwrap_or_else(|| panic!("no symbol {name}"));
         (symbol.address(), symbol.size())
+    }
+
+    /// The addresses of all functions.
+    pub(crate) fn functions(&self) -> HashMap<String, u64> {
+        let file = self.file();
+        let named = file.symbols().map(|s| (s.name().unwrap().to_owned(), s.address()));
+        named.collect()
     }
 
     pub(crate) fn offset(&self, address: u64) -> u64 {

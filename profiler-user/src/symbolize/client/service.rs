@@ -121,7 +121,9 @@ impl WorkerService {
                 return Ok(names);
             }
             let again: Vec<u64> = left.iter().filter_map(|i| offsets.get(*i).copied()).collect();
-            let more = self.ask_until_it_lives(elf, source, &again, end)?;
+            let Ok(more) = self.ask_until_it_lives(elf, source, &again, end) else {
+                return Ok(names);
+            };
             let mut progress = false;
             for (i, more) in left.into_iter().zip(more) {
                 progress |= more != Err(Nameless::AnswerFull);

@@ -64,6 +64,7 @@ impl Unsymbolized {
                 | Self::Quarantined
                 | Self::WorkerUnavailable
                 | Self::OutOfTime
+                | Self::AnswerFull
                 | Self::KernelHidden
         )
     }

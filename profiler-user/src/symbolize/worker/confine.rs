@@ -18,9 +18,9 @@ use rustix::thread::{
 use thiserror::Error;
 
 /// The user that the worker becomes if it may. Nobody else's: with the id of `nobody` it could
-/// trace every process that runs as `nobody`. Above the ranges that distributions and systemd give
-/// out, below those of user namespaces.
-const WORKER_ID: u32 = 0x5350_0001;
+/// trace every process that runs as `nobody`. 1934622721 is in the range that systemd's list of user
+/// ids calls unused, above those of containers.
+const WORKER_ID: u32 = 0x7350_0001;
 
 /// Which step failed.
 #[derive(Debug, Error)]
@@ -46,8 +46,8 @@ fn close_inherited(socket: &OwnedFd) -> io::Result<()> {
         let descriptor = descriptor.filter(|fd| *fd > 2 && *fd != socket.as_raw_fd());
         let is_open = fs::symlink_metadata(Path::new("/proc/self/fd").join(&name)).is_ok();
         if let Some(descriptor) = descriptor.filter(|_| is_open) {
-            // SAFETY: it is open, and nothing in this process owns it: all that this process has
-            // opened itself is `socket`.
+            // SAFETY: it is open, and nothing in this process of one thread owns it: all that this
+            // process has opened itself is `socket`.
             unsafe { rustix::io::close(descriptor) };
         }
     }
@@ -57,13 +57,13 @@ fn close_inherited(socket: &OwnedFd) -> io::Result<()> {
 /// Gives up user, groups, capabilities and the way to get new ones; dies with its parent; leaves no
 /// core dump; writes no file. The calling thread must be the only one: credentials are a thread's.
 pub(super) fn confine(socket: &OwnedFd) -> Result<(), ConfineError> {
-    close_inherited(socket)
-        .map_err(|cause| ConfineError { step: "close what it was started with", cause })?;
     let threads = fs::read_dir("/proc/self/task").map(Iterator::count);
     if !matches!(threads, Ok(1)) {
         let cause = threads.map_or_else(|error| error, |_| io::ErrorKind::Unsupported.into());
         return Err(ConfineError { step: "be sure that there is one thread", cause });
     }
+    close_inherited(socket)
+        .map_err(|cause| ConfineError { step: "close what it was started with", cause })?;
     // When memory is short, this process goes before the profiler and before the workload. Only a
     // wish: in a container `/proc` may be read-only.
     drop(fs::write("/proc/self/oom_score_adj", "1000"));

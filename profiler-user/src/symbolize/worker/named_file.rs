@@ -72,7 +72,8 @@ impl NamedFile {
             let mut named = named.into_iter();
             missing.retain(|(i, _)| {
                 let result = named.next().unwrap_or(Err(Nameless::Malformed));
-                let is_missing = result.is_err();
+                // Another source would not find room either.
+                let is_missing = !matches!(result, Ok(_) | Err(Nameless::AnswerFull));
                 results[*i] = result;
                 is_missing
             });
