@@ -4,7 +4,7 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::BPF_RB_NO_WAKEUP,
     helpers::{
         bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id,
         bpf_get_stack, bpf_ktime_get_boot_ns, bpf_probe_read_user, generated::bpf_get_current_comm,
@@ -28,9 +28,6 @@ use crate::maps::{
 };
 use crate::registers::{in_user_mode, user_registers};
 use crate::span::read_span;
-
-/// User space drains on a timer; it is woken when this much waits in the ring.
-const WAKEUP_BYTES: u64 = 1 << 19;
 
 /// Takes one sample of the running task.
 #[inline(always)]
@@ -155,17 +152,16 @@ pub(crate) fn read_user<T>(address: u64) -> Result<T, i32> {
     unsafe { bpf_probe_read_user(address as *const T) }
 }
 
+/// User space drains on a timer: waking it for each sample would cost more than the sample.
 #[inline(always)]
 fn send(scratch: &Scratch, len: usize) {
     if len > SAMPLE_LEN_MAX {
         return count(counter::LOST_NO_SCRATCH);
     }
-    let waiting = SAMPLES.query(u64::from(BPF_RB_AVAIL_DATA));
-    let wakeup = if waiting > WAKEUP_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
     let first = core::ptr::from_ref(scratch).cast::<MaybeUninit<u8>>();
     // SAFETY: `Scratch` is larger than the largest record, which `len` was just compared with.
     let bytes = unsafe { core::slice::from_raw_parts(first, len) };
-    if SAMPLES.output::<[MaybeUninit<u8>]>(bytes, u64::from(wakeup)).is_err() {
+    if SAMPLES.output::<[MaybeUninit<u8>]>(bytes, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
         count(counter::LOST_RING_FULL);
     }
 }

@@ -3,13 +3,15 @@
 
 use std::sync::Arc;
 
-use crate::decode::{Addr, SpanId, TraceId};
-use crate::process::{ElfId, ServiceIdentity};
+use profiler_common::span::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY};
+
+use serde::{Deserialize, Serialize};
+
+use crate::decode::{Addr, Frame, Sample, SpanId, SpanRecord, TraceId, UserStack};
+use crate::process::{Backing, ElfId, Process, ServiceIdentity, Unreadable};
 
 /// One frame of a stack, independent of the process that it was seen in.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Location {
     /// Kernel text, at the address to look up (already adjusted for return addresses).
     Kernel(Addr),
@@ -26,9 +28,7 @@ pub enum Location {
 }
 
 /// Why an address has no file.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Unresolved {
     /// In executable memory without a file: code made at run time.
     Anonymous,
@@ -38,6 +38,12 @@ pub enum Unresolved {
     ProcessGone,
     /// Its mappings could not be read: not permitted, or more than are kept.
     MappingsUnreadable,
+    /// There are more frames than a sample holds.
+    Truncated,
+    /// A 32-bit process is not walked.
+    Compat,
+    /// The thread was in the kernel, and its user registers were not found.
+    NoRegisters,
 }
 
 impl Unresolved {
@@ -49,6 +55,9 @@ impl Unresolved {
             Self::Unmapped => "[unmapped]",
             Self::ProcessGone => "[process gone]",
             Self::MappingsUnreadable => "[mappings unreadable]",
+            Self::Truncated => "[more frames]",
+            Self::Compat => "[32-bit process]",
+            Self::NoRegisters => "[no user registers]",
         }
     }
 }
@@ -77,4 +86,203 @@ pub struct AttributedSample {
     pub span: Option<SpanLabel>,
     /// How much it stands for, in nanoseconds of CPU time.
     pub value: u64,
+}
+
+/// Which span of a trace a sample is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanScope {
+    /// The first span of this process in the trace, as Grafana's own SDKs do.
+    LocalRoot,
+    /// The span that the thread works on.
+    Active,
+}
+
+/// Says where a sample belongs, by what was known of its process when it was taken.
+#[must_use]
+pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> AttributedSample {
+    let mut stack: Vec<Location> =
+        sample.frames.iter().map(|&frame| location(frame, process)).collect();
+    // Why a stack ends early is a frame itself: it shows where a reader looks.
+    match sample.user_stack {
+        UserStack::Walked | UserStack::KernelThread => {}
+        UserStack::Truncated => stack.push(Location::Unresolved(Unresolved::Truncated)),
+        UserStack::Compat => stack.push(Location::Unresolved(Unresolved::Compat)),
+        UserStack::NoRegisters => stack.push(Location::Unresolved(Unresolved::NoRegisters)),
+    }
+    AttributedSample {
+        service: Arc::clone(&process.service),
+        main_elf: process.main_elf,
+        stack: stack.into(),
+        span: sample.span.as_ref().ok().map(|span| span_label(span, process, scope)),
+        value: sample.value,
+    }
+}
+
+fn location(frame: Frame, process: &Process) -> Location {
+    let at = match frame {
+        Frame::Kernel(address) => return Location::Kernel(address.lookup()),
+        Frame::User(address) => address.lookup(),
+    };
+    let Some(mapping) = process.snapshot.find(at) else {
+        let reason = match process.unreadable {
+            Some(Unreadable::Gone) => Unresolved::ProcessGone,
+            Some(_) => Unresolved::MappingsUnreadable,
+            None if process.snapshot.truncated() => Unresolved::MappingsUnreadable,
+            None => Unresolved::Unmapped,
+        };
+        return Location::Unresolved(reason);
+    };
+    match mapping.backing {
+        Backing::Elf(elf) => Location::Elf { elf, file_offset: mapping.file_offset_of(at) },
+        Backing::Anonymous | Backing::Special(_) => Location::Unresolved(Unresolved::Anonymous),
+    }
+}
+
+/// The local root's id and name come as attributes, and are absent where the local root is the
+/// active span itself or the writer does not know them.
+fn span_label(span: &SpanRecord, process: &Process, scope: SpanScope) -> SpanLabel {
+    let attribute = |name: &str| {
+        let index = process.attribute_keys.iter().position(|key| **key == *name)?;
+        let (_, value) = span.attributes.iter().find(|(key, _)| usize::from(*key) == index)?;
+        Some(value)
+    };
+    let name = |key| attribute(key).filter(|name| !name.is_empty()).cloned();
+    let root = attribute(LOCAL_ROOT_SPAN_ID_KEY).and_then(|hex| SpanId::from_hex(hex));
+    let (span_id, name) = match (scope, root) {
+        (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
+            (root, name(LOCAL_ROOT_SPAN_NAME_KEY))
+        }
+        _ => (span.span_id, name(SPAN_NAME_KEY)),
+    };
+    SpanLabel { trace_id: span.trace_id, span_id, name }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::{BootTime, CodeAddress, NoSpan, Pid, SampleKind, Tid};
+    use crate::process::{Mapping, MappingSnapshot};
+
+    const KEYS: [&str; 3] = [LOCAL_ROOT_SPAN_ID_KEY, SPAN_NAME_KEY, LOCAL_ROOT_SPAN_NAME_KEY];
+
+    fn process() -> Process {
+        let mapping = |start, end, backing| Mapping { start, end, file_offset: 0x100, backing };
+        Process {
+            snapshot: Arc::new(MappingSnapshot::new(
+                vec![
+                    mapping(0x1000, 0x2000, Backing::Elf(ElfId(7))),
+                    mapping(0x3000, 0x4000, Backing::Anonymous),
+                ],
+                false,
+            )),
+            attribute_keys: KEYS.iter().map(|&key| Arc::from(key)).collect(),
+            ..Process::not_read(Pid(1), None)
+        }
+    }
+
+    fn sample(frames: Vec<Frame>) -> Sample {
+        Sample {
+            kind: SampleKind::Cpu,
+            value: 5,
+            at: BootTime(1),
+            pid: Pid(1),
+            tid: Tid(1),
+            comm: "t".into(),
+            cpu: 0,
+            cgroup_id: 0,
+            frames,
+            user_stack: UserStack::Walked,
+            span: Err(NoSpan::NoSlot),
+        }
+    }
+
+    fn at(at: u64) -> Frame {
+        Frame::User(CodeAddress::Instruction(Addr(at)))
+    }
+
+    fn back_to(at: u64) -> Frame {
+        Frame::User(CodeAddress::Return(Addr(at)))
+    }
+
+    #[track_caller]
+    fn check_stack(sample: &Sample, process: &Process, expected: &[Location]) {
+        assert_eq!(&*attribute(sample, process, SpanScope::LocalRoot).stack, expected);
+    }
+
+    #[test]
+    fn addresses_become_offsets_in_files() {
+        let elf = |file_offset| Location::Elf { elf: ElfId(7), file_offset };
+        let kernel = Frame::Kernel(CodeAddress::Instruction(Addr(0xffff_0000)));
+        let sample = sample(vec![kernel, at(0x1000), back_to(0x2000), at(0x2000), at(0x3000)]);
+        check_stack(
+            &sample,
+            &process(),
+            &[
+                Location::Kernel(Addr(0xffff_0000)),
+                elf(0x100),
+                elf(0x10ff),
+                Location::Unresolved(Unresolved::Unmapped),
+                Location::Unresolved(Unresolved::Anonymous),
+            ],
+        );
+    }
+
+    #[test]
+    fn what_is_not_known_says_why() {
+        let unresolved = |reason| [Location::Unresolved(reason)];
+        let gone = Process::not_read(Pid(1), Some(Unreadable::Gone));
+        check_stack(&sample(vec![at(1)]), &gone, &unresolved(Unresolved::ProcessGone));
+        let mut cut = sample(vec![]);
+        for (stack, reason) in [
+            (UserStack::Truncated, Unresolved::Truncated),
+            (UserStack::Compat, Unresolved::Compat),
+            (UserStack::NoRegisters, Unresolved::NoRegisters),
+        ] {
+            cut.user_stack = stack;
+            check_stack(&cut, &process(), &unresolved(reason));
+        }
+    }
+
+    #[track_caller]
+    fn check_span(
+        scope: SpanScope,
+        attributes: &[(u8, &str)],
+        expected_id: [u8; 8],
+        expected_name: Option<&str>,
+    ) {
+        let mut sample = sample(vec![]);
+        sample.span = Ok(SpanRecord {
+            trace_id: TraceId([1; 16]),
+            span_id: SpanId([2; 8]),
+            trace_flags: 1,
+            attributes: attributes.iter().map(|&(key, text)| (key, Arc::from(text))).collect(),
+        });
+        let label = attribute(&sample, &process(), scope).span.unwrap();
+        assert_eq!(label.trace_id, TraceId([1; 16]));
+        assert_eq!((label.span_id, label.name.as_deref()), (SpanId(expected_id), expected_name));
+    }
+
+    #[test]
+    fn a_sample_is_charged_to_the_span_that_the_scope_says() {
+        let child = [(0, "0303030303030303"), (1, "child"), (2, "root")];
+        check_span(SpanScope::LocalRoot, &child, [3; 8], Some("root"));
+        check_span(SpanScope::Active, &child, [2; 8], Some("child"));
+        let root = [(0, "0202020202020202"), (1, "root")];
+        check_span(SpanScope::LocalRoot, &root, [2; 8], Some("root"));
+        check_span(SpanScope::Active, &root, [2; 8], Some("root"));
+    }
+
+    #[test]
+    fn a_writer_that_tells_less_still_has_a_span() {
+        check_span(SpanScope::LocalRoot, &[], [2; 8], None);
+        check_span(SpanScope::LocalRoot, &[(1, "child")], [2; 8], Some("child"));
+        check_span(SpanScope::LocalRoot, &[(0, "0303030303030303"), (1, "child")], [3; 8], None);
+        check_span(
+            SpanScope::LocalRoot,
+            &[(0, "not hex digits!!"), (1, "child")],
+            [2; 8],
+            Some("child"),
+        );
+        check_span(SpanScope::Active, &[(1, "")], [2; 8], None);
+    }
 }

@@ -6,8 +6,12 @@ use std::{
     time::Duration,
 };
 
+use crate::attribute::SpanScope;
+use crate::capture::CaptureConfig;
 use crate::cli;
 use crate::decode::Pid;
+use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
+use crate::export::{Credential, Secret};
 
 /// Above this a sampler burns more than it finds.
 const HZ_MAX: u32 = 10_000;
@@ -39,6 +43,9 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// Not a header. What was typed is not repeated: it may be a secret.
+    #[error("--header must be NAME: VALUE")]
+    Header,
     /// No such process.
     #[error("there is no process {}", pid.0)]
     NoSuchProcess {
@@ -98,7 +105,7 @@ pub struct OutputsConfig {
     /// Where the counters go.
     pub stats: Option<PathBuf>,
     /// Which span a sample is charged to.
-    pub span_scope: cli::SpanScope,
+    pub span_scope: SpanScope,
 }
 
 impl RecordConfig {
@@ -129,6 +136,86 @@ impl RecordConfig {
     }
 }
 
+/// `spanprof run`.
+#[derive(Clone, Debug)]
+pub struct RunConfig {
+    /// What to sample.
+    pub capture: CaptureConfig,
+    /// Which span a sample is charged to.
+    pub span_scope: SpanScope,
+    /// How much time one profile covers.
+    pub window: Duration,
+    /// Inlined functions are frames of their own.
+    pub inline: bool,
+    /// Profiles have their span's name as a label: the most names of a service, before `other`.
+    pub span_names: Option<usize>,
+    /// The `host` label.
+    pub host: String,
+    /// Where profiles go.
+    pub pyroscope: PyroscopeConfig,
+    /// Where the counters go.
+    pub stats: Option<PathBuf>,
+}
+
+impl RunConfig {
+    /// Checks what was typed.
+    ///
+    /// # Errors
+    ///
+    /// What was asked for cannot be.
+    pub fn new(typed: cli::Run, host: String) -> Result<Self, ConfigError> {
+        let hz = frequency(typed.sampling.hz)?;
+        let window = window(typed.window)?;
+        let mut pyroscope = PyroscopeConfig::new(typed.pyroscope_url);
+        pyroscope.auth = match (typed.basic_auth_user, typed.basic_auth_password_file) {
+            (Some(user), Some(file)) => Auth::Basic { user, password: Credential::File(file) },
+            _ => typed
+                .bearer_token_file
+                .map_or(Auth::None, |file| Auth::Bearer(Credential::File(file))),
+        };
+        pyroscope.tenant = typed.tenant;
+        pyroscope.headers =
+            typed.header.iter().map(|typed| header(typed)).collect::<Result<_, _>>()?;
+        pyroscope.ca_file = typed.tls_ca_file;
+        pyroscope.proxy_from_environment = true;
+        pyroscope.queue_bytes = typed.queue_mib.saturating_mul(1 << 20);
+        pyroscope.trace_id = match typed.trace_id {
+            cli::TraceIdLabel::Auto => TraceIdLabel::Auto,
+            cli::TraceIdLabel::On => TraceIdLabel::On,
+            cli::TraceIdLabel::Off => TraceIdLabel::Off,
+        };
+        Ok(Self {
+            capture: CaptureConfig { hz, targets: None, bpf_log: typed.sampling.bpf_log },
+            span_scope: typed.span_scope.into(),
+            window,
+            inline: typed.inline,
+            span_names: typed.span_name.then_some(typed.span_name_max),
+            host: typed.host.unwrap_or(host),
+            pyroscope,
+            stats: typed.stats,
+        })
+    }
+}
+
+fn header(typed: &str) -> Result<(String, Secret), ConfigError> {
+    match typed.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), Secret::new(value.trim())))
+        }
+        // Without a colon it may be the value alone, and a secret.
+        _ => Err(ConfigError::Header),
+    }
+}
+
+impl From<cli::SpanScope> for SpanScope {
+    fn from(typed: cli::SpanScope) -> Self {
+        match typed {
+            cli::SpanScope::LocalRoot => Self::LocalRoot,
+            cli::SpanScope::Active => Self::Active,
+        }
+    }
+}
+
 impl OutputsConfig {
     /// Checks what was typed.
     ///
@@ -138,7 +225,7 @@ impl OutputsConfig {
     pub fn new(typed: cli::Outputs) -> Result<Self, ConfigError> {
         let cli::Outputs { span_scope, output, stats } = typed;
         let files = output.into_iter().map(Output::new).collect::<Result<_, _>>()?;
-        Ok(Self { files, stats, span_scope })
+        Ok(Self { files, stats, span_scope: span_scope.into() })
     }
 }
 

@@ -22,3 +22,5 @@ pub mod export;
 pub mod report;
 pub mod cli;
 pub mod config;
+pub mod recording;
+pub mod pipeline;

@@ -1,2 +1,138 @@
-//! Skeleton.
-fn main() {}
+//! The `spanprof` binary: from arguments to an exit code.
+//!
+//! 0: done. 1: it failed. 2: what was asked for cannot be, or a privilege is missing.
+
+use std::{
+    io::{self, IsTerminal as _, Write},
+    os::fd::AsFd as _,
+    process::ExitCode,
+};
+
+use clap::Parser as _;
+use profiler_user::capture::support::{Check, Facts, Verdict};
+use profiler_user::cli::{Cli, Command};
+use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
+use profiler_user::pipeline::{record, replay, run};
+use profiler_user::symbolize::worker;
+use tracing_subscriber::EnvFilter;
+
+/// What was asked for cannot be, or a privilege is missing.
+const CANNOT: u8 = 2;
+
+fn main() -> ExitCode {
+    let Cli { verbose, command } = Cli::parse();
+    start_log(verbose, &command);
+    match execute(command) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("spanprof: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Record(typed) => {
+            let config = match RecordConfig::new(typed) {
+                Ok(config) => config,
+                Err(error) => return Ok(cannot(&error)),
+            };
+            if let Some(code) = privileges_missing() {
+                return Ok(code);
+            }
+            let mut progress: Box<dyn Write> = if io::stderr().is_terminal() {
+                Box::new(io::stderr())
+            } else {
+                Box::new(io::sink())
+            };
+            runtime()?.block_on(record::record(config, &mut io::stdout(), &mut progress))?;
+        }
+        Command::Run(typed) => {
+            let config = match RunConfig::new(*typed, record::host_name()) {
+                Ok(config) => config,
+                Err(error) => return Ok(cannot(&error)),
+            };
+            if let Some(code) = privileges_missing() {
+                return Ok(code);
+            }
+            runtime()?.block_on(run::run(config))?;
+        }
+        Command::Replay(typed) => {
+            let config = match OutputsConfig::new(typed.outputs) {
+                Ok(config) => config,
+                Err(error) => return Ok(cannot(&error)),
+            };
+            replay::replay(typed.file, &config, &mut io::stdout())?;
+        }
+        Command::Doctor => return doctor(&mut io::stdout()).map_err(Into::into),
+        Command::SymbolizeWorker => worker::run(io::stdin().as_fd().try_clone_to_owned()?)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn runtime() -> io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+/// Prints what is there and what each missing thing costs.
+fn doctor(out: &mut dyn Write) -> io::Result<ExitCode> {
+    let checks = Facts::gather().checks();
+    for Check { what, verdict } in &checks {
+        match verdict {
+            Verdict::Ok => writeln!(out, "ok       {what}")?,
+            Verdict::Degraded { cost, remedy } => {
+                writeln!(out, "worse    {what}: {cost} ({remedy})")?;
+            }
+            Verdict::Fatal { cost, remedy } => {
+                writeln!(out, "MISSING  {what}: {cost} ({remedy})")?;
+            }
+        }
+    }
+    let fatal = checks.iter().any(|check| matches!(check.verdict, Verdict::Fatal { .. }));
+    Ok(if fatal { ExitCode::from(CANNOT) } else { ExitCode::SUCCESS })
+}
+
+/// Before sampling: one line per missing thing and what it costs.
+fn privileges_missing() -> Option<ExitCode> {
+    let mut fatal = false;
+    for Check { what, verdict } in Facts::gather().checks() {
+        match verdict {
+            Verdict::Ok => {}
+            Verdict::Degraded { cost, remedy } => {
+                complain(&format!("spanprof: no {what}: {cost} ({remedy})"));
+            }
+            Verdict::Fatal { cost, remedy } => {
+                complain(&format!("spanprof: no {what}: {cost} ({remedy})"));
+                fatal = true;
+            }
+        }
+    }
+    fatal.then_some(ExitCode::from(CANNOT))
+}
+
+fn cannot(error: &dyn std::error::Error) -> ExitCode {
+    complain(&format!("spanprof: {error}"));
+    ExitCode::from(CANNOT)
+}
+
+fn complain(line: &str) {
+    // Without a standard error there is nobody to tell.
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+fn start_log(verbose: u8, command: &Command) {
+    let quiet = if matches!(command, Command::Run(_)) { "info" } else { "warn" };
+    let level = match verbose {
+        0 => quiet,
+        1 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_unset| EnvFilter::new(format!("warn,profiler_user={level}")));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+}

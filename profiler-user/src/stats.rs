@@ -1,10 +1,11 @@
 //! What went in, came out and was lost at each stage, by reason.
 //!
 //! ```text
-//! samples_taken            = lost_ring_full + lost_no_scratch + (BPF counters)
-//!                            records_drained
-//! records_drained          = drain_queue_full + malformed + aggregated
-//! aggregated               = window_dropped_* + exported + (export queue) ...
+//! samples_taken (BPF)  = lost_ring_full + lost_no_scratch (BPF) + samples_drained
+//! samples_drained      = lost_attribute_queue_full + lost_malformed + lost_window_full
+//!                        + samples_aggregated
+//! samples_aggregated   = lost_window_queue_full + lost_zero_value + samples_encoded
+//! samples_encoded      = samples_exported + lost_export_* + uncertain_export + queued
 //! ```
 //!
 //! Every number counts *samples*, so that the books of two stages can be compared.

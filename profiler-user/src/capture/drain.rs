@@ -19,11 +19,11 @@ use aya_log::EbpfLogger;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attach::CpuTimers;
+use super::batch::{Batch, RecordKind};
 use super::live::{CaptureError, SAMPLER};
-use super::source::{Batch, RecordKind};
 use crate::stats::{Count, Stats};
 
-/// How often the rings are emptied when nothing wakes the thread before.
+/// How often the rings are emptied when no process event wakes the thread before.
 const DRAIN_PERIOD: Duration = Duration::from_millis(100);
 /// The least time between two drains, so that a storm of process events cannot make it spin.
 const DRAIN_PAUSE: Duration = Duration::from_millis(5);
@@ -75,7 +75,7 @@ impl Drain {
     fn wait(&self, at_most: Duration, for_records: bool) -> bool {
         let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
         if for_records {
-            fds.push(PollFd::from_borrowed_fd(self.samples.as_fd(), PollFlags::IN));
+            // Not the samples' ring: it is never empty on a busy host, and sized for two seconds.
             fds.push(PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN));
         }
         let timeout =

@@ -1,4 +1,4 @@
-//! The running kernel as a [`Source`].
+//! A running capture: what it needs, what it gives, how it ends.
 
 use std::{
     io,
@@ -21,12 +21,12 @@ use aya_log::EbpfLogger;
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::attach::CpuTimers;
+use super::batch::{Batch, Next};
 use super::control::Control;
 use super::counters::Counters;
 use super::drain::{Drain, sampler};
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
 use super::object::{self, Settings};
-use super::source::{Batch, Next, Source};
 use super::support;
 use crate::decode::Pid;
 use crate::stats::Stats;
@@ -51,6 +51,15 @@ pub struct CaptureConfig {
     pub targets: Option<Vec<Pid>>,
     /// Show the BPF programs' diagnostics in the log.
     pub bpf_log: bool,
+}
+
+impl CaptureConfig {
+    /// How much time one sample stands for, in nanoseconds: as the kernel computes it
+    /// (`perf_swevent_init_hrtimer`).
+    #[must_use]
+    pub fn period_ns(&self) -> u64 {
+        1_000_000_000 / u64::from(self.hz.max(1))
+    }
 }
 
 /// Why nothing can be sampled.
@@ -144,7 +153,7 @@ impl Capture {
         let cpus = aya::util::nr_cpus()
             .map_err(|(path, source)| CaptureError::OnlineCpus { path, source })?;
         let mut ebpf = object::load(&Settings {
-            period_ns: 1_000_000_000 / u64::from(config.hz),
+            period_ns: config.period_ns(),
             targets_only: config.targets.is_some(),
             layout,
             has_task_pt_regs: support::has_task_pt_regs(),
@@ -194,7 +203,8 @@ impl Capture {
         Ok(Started { capture: Self { batches, stop, drain: Some(drain) }, control, counters })
     }
 
-    /// A handle that ends this capture: sampling stops, and the source ends after what is left.
+    /// A handle that ends this capture: sampling stops, and [`next`](Self::next) ends after what is
+    /// left.
     ///
     /// # Errors
     ///
@@ -214,8 +224,9 @@ impl Stop {
     }
 }
 
-impl Source for Capture {
-    fn next(&mut self, deadline: Instant) -> Next {
+impl Capture {
+    /// The next records, waiting for them no longer than until `deadline`.
+    pub fn next(&mut self, deadline: Instant) -> Next {
         let wait = deadline.saturating_duration_since(Instant::now());
         match self.batches.recv_timeout(wait) {
             Ok(batch) => Next::Batch(batch),

@@ -1,21 +1,20 @@
 //! Kernel to record bytes: loads and attaches the BPF programs and drains their rings. The only
 //! module that mentions aya.
 //!
-//! Everything later takes its records from a [`Source`]: the running kernel ([`live`]), or a
-//! recorded file.
+//! What comes after it takes [`Batch`]es of record bytes and knows nothing of the kernel.
 
+pub mod batch;
 pub mod control;
 pub mod counters;
 pub mod kernel_layout;
 pub mod live;
-pub mod source;
 pub mod support;
 
 mod attach;
 mod drain;
 mod object;
 
+pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
-pub use source::{Batch, Next, RecordKind, Source};

@@ -65,15 +65,12 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), FileError> {
-    let temporary = Temporary::create(path)?;
+    let file = AtomicFile::create(path)?;
     let failed = |source| FileError::Write { path: path.to_owned(), source };
-    let mut writer = BufWriter::new(&temporary.file);
+    let mut writer = BufWriter::new(file);
     write(&mut writer).map_err(failed)?;
-    writer.flush().map_err(failed)?;
-    drop(writer);
-    // Without it a crash of the host can leave the name on an empty file.
-    temporary.file.sync_all().map_err(failed)?;
-    temporary.rename_to(path)
+    let file = writer.into_inner().map_err(|error| failed(error.into_error()))?;
+    file.commit()
 }
 
 /// Tells whether [`write_atomically`] can write there, before the work that it is for.
@@ -82,18 +79,26 @@ pub fn write_atomically(
 ///
 /// What [`write_atomically`] would say.
 pub fn check_writable(path: &Path) -> Result<(), FileError> {
-    Temporary::create(path).map(drop)
+    AtomicFile::create(path).map(drop)
 }
 
-/// A file without its final name. Removed on drop unless it was renamed.
-struct Temporary {
+/// A file without its final name, which [`commit`](Self::commit) gives it. Dropped without that, it
+/// is removed.
+#[derive(Debug)]
+pub struct AtomicFile {
     file: File,
-    path: PathBuf,
+    temporary: PathBuf,
+    target: PathBuf,
     renamed: bool,
 }
 
-impl Temporary {
-    fn create(target: &Path) -> Result<Self, FileError> {
+impl AtomicFile {
+    /// Makes a file beside the one that it will be.
+    ///
+    /// # Errors
+    ///
+    /// The directory does not take one, or something that is not a file has the name.
+    pub fn create(target: &Path) -> Result<Self, FileError> {
         let name = match (target.file_name(), target.as_os_str().as_encoded_bytes().last()) {
             (Some(name), Some(last)) if *last != b'/' => name,
             _ => return Err(FileError::NoFileName { path: target.to_owned() }),
@@ -116,7 +121,10 @@ impl Temporary {
             // Profiles tell what a host runs: not for everyone to read.
             let created = OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path);
             match created {
-                Ok(file) => return Ok(Self { file, path, renamed: false }),
+                Ok(file) => {
+                    let target = target.to_owned();
+                    return Ok(Self { file, temporary: path, target, renamed: false });
+                }
                 Err(error)
                     if error.kind() == io::ErrorKind::AlreadyExists && attempt < NAME_ATTEMPTS =>
                 {
@@ -129,20 +137,40 @@ impl Temporary {
         }
     }
 
-    fn rename_to(mut self, target: &Path) -> Result<(), FileError> {
-        std::fs::rename(&self.path, target)
-            .map_err(|source| FileError::Rename { path: target.to_owned(), source })?;
+    /// The file is complete: it gets its name, in place of an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses; the file is removed then.
+    pub fn commit(mut self) -> Result<(), FileError> {
+        // Without it a crash of the host can leave the name on an empty file.
+        self.file
+            .sync_all()
+            .map_err(|source| FileError::Write { path: self.target.clone(), source })?;
+        std::fs::rename(&self.temporary, &self.target)
+            .map_err(|source| FileError::Rename { path: self.target.clone(), source })?;
         self.renamed = true;
         Ok(())
     }
 }
 
-impl Drop for Temporary {
+impl Write for AtomicFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.renamed
-            && let Err(error) = std::fs::remove_file(&self.path)
+            && let Err(error) = std::fs::remove_file(&self.temporary)
         {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary file");
+            let path = self.temporary.display();
+            tracing::warn!(%path, %error, "cannot remove a temporary file");
         }
     }
 }

@@ -7,7 +7,11 @@ use bytes::Bytes;
 pub mod file;
 pub mod pyroscope;
 #[rustfmt::skip]
-#[expect(unreachable_pub, reason = "generated code does not know that its module is private")]
+#[expect(
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code does not know where it is included"
+)]
 mod proto;
 mod secret;
 

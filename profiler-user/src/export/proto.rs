@@ -16,9 +16,6 @@ pub struct PushRequest {
     #[prost(message, repeated, tag = "1")]
     pub series: ::prost::alloc::vec::Vec<RawProfileSeries>,
 }
-/// The server stored all of it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct PushResponse {}
 /// The profiles of one set of labels.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RawProfileSeries {

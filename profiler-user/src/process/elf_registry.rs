@@ -18,7 +18,7 @@ use super::mapped_file::{
 use super::maps::{EntryName, MapsEntry};
 use super::proc_fs::ProcessDir;
 use super::use_order::{Stamp, UseOrder};
-use super::{Backing, BuildId, ElfFile, ElfId, RecordedElf, vdso};
+use super::{Backing, BuildId, ElfFile, ElfId, vdso};
 
 /// How much of a path is kept, its end.
 const PATH_MAX: usize = 1024;
@@ -103,8 +103,6 @@ enum Key {
         path: Arc<str>,
     },
     Vdso,
-    /// From a recording.
-    Recorded(ElfId),
 }
 
 /// What a file turned out to be.
@@ -122,31 +120,12 @@ impl ElfRegistry {
         Self { inner: Arc::new(Mutex::new(Inner::new(limits))) }
     }
 
-    /// The files of a recording, none of them open.
-    #[must_use]
-    pub fn from_recorded(files: Vec<RecordedElf>) -> Self {
-        let limits = ElfLimits { files: files.len().max(1), open_files: 1 };
-        let mut inner = Inner::new(limits);
-        for RecordedElf { id, path, build_id } in files {
-            let path = path.into();
-            inner.add_as(id, Key::Recorded(id), ElfFile { id, path, file: None, build_id });
-        }
-        Self { inner: Arc::new(Mutex::new(inner)) }
-    }
-
     /// The file that an id stands for; `None` if it was forgotten.
     #[must_use]
     pub fn get(&self, id: ElfId) -> Option<ElfFile> {
         let mut inner = self.lock();
         inner.touch(id);
         inner.entries.get(&id).map(|entry| entry.elf.clone())
-    }
-
-    /// What is known of a file, for a recording.
-    #[must_use]
-    pub fn record(&self, id: ElfId) -> Option<RecordedElf> {
-        let ElfFile { id, path, file: _, build_id } = self.get(id)?;
-        Some(RecordedElf { id, path: path.as_ref().into(), build_id })
     }
 
     /// What it did since it was made.
@@ -355,10 +334,7 @@ impl Inner {
         let open = elf.file.is_some().then(|| self.open_by_use.insert(id));
         let used = self.by_use.insert(id);
         self.by_key.insert(key.clone(), id);
-        if let Some(replaced) = self.entries.insert(id, Entry { elf, key, used, open }) {
-            // Only a recording can name an id twice.
-            self.by_use.remove(replaced.used);
-        }
+        self.entries.insert(id, Entry { elf, key, used, open });
         self.close_oldest();
     }
 

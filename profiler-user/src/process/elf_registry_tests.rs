@@ -228,13 +228,3 @@ fn a_long_path_keeps_its_end() {
     assert!(shown.len() <= PATH_MAX && shown.ends_with("/é/lib.so"));
     assert_eq!(&*display_path(b"/a\xff"), "/a\u{fffd}");
 }
-
-#[test]
-fn recorded_files_have_their_ids() {
-    let recorded =
-        RecordedElf { id: ElfId(9), path: "/bin/x".into(), build_id: Some(BuildId([1, 2].into())) };
-    let registry = ElfRegistry::from_recorded(vec![recorded.clone()]);
-    assert_eq!(registry.record(ElfId(9)), Some(recorded));
-    assert!(registry.get(ElfId(9)).unwrap().file.is_none());
-    assert!(registry.get(ElfId(1)).is_none());
-}

@@ -34,7 +34,7 @@ mod view;
 pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
 pub use proc_fs::Proc;
-pub use recorded::{RecordedElf, RecordedProcess, RecordedTable};
+pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use table::{ControlFact, ProcessTable, TableLimits};

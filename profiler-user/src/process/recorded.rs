@@ -1,20 +1,17 @@
-//! The facts about processes that a recording needs, and the table that replays them.
+//! What was known of a process, in a form that can be stored.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::images::Images;
-use super::{BuildId, ElfId, Mapping, MappingSnapshot, Process, ServiceIdentity, Unreadable};
-use crate::decode::{BootTime, Pid};
+use super::{ElfId, Mapping, MappingSnapshot, Process, ServiceIdentity, Unreadable};
+use crate::decode::Pid;
 
-/// What was known of a process from a time on.
+/// What was known of a process for some time: a [`Process`] that can be stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedProcess {
     /// The process.
     pub pid: u32,
-    /// From when on, in nanoseconds of `CLOCK_BOOTTIME`.
-    pub from_boot_ns: u64,
     /// When it was made, in clock ticks since boot.
     pub start_time: u64,
     /// Its executable's file name, or the kernel's name of its first thread.
@@ -33,69 +30,84 @@ pub struct RecordedProcess {
     pub unreadable: Option<Unreadable>,
 }
 
-/// What was known of an ELF file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RecordedElf {
-    /// Its id.
-    pub id: ElfId,
-    /// Its path.
-    pub path: String,
-    /// Its GNU build ID.
-    pub build_id: Option<BuildId>,
-}
-
-impl RecordedProcess {
-    pub(super) fn new(from: BootTime, process: &Process) -> Self {
+impl From<&Process> for RecordedProcess {
+    fn from(process: &Process) -> Self {
+        let Process {
+            pid,
+            start_time,
+            name,
+            service,
+            main_elf,
+            snapshot,
+            attribute_keys,
+            unreadable,
+        } = process;
         Self {
-            pid: process.pid.0,
-            from_boot_ns: from.0,
-            start_time: process.start_time,
-            name: process.name.as_ref().into(),
-            service: process.service.as_ref().clone(),
-            main_elf: process.main_elf,
-            mappings: process.snapshot.mappings().to_vec(),
-            truncated: process.snapshot.truncated(),
-            attribute_keys: process.attribute_keys.iter().map(|key| key.as_ref().into()).collect(),
-            unreadable: process.unreadable,
+            pid: pid.0,
+            start_time: *start_time,
+            name: name.as_ref().into(),
+            service: service.as_ref().clone(),
+            main_elf: *main_elf,
+            mappings: snapshot.mappings().to_vec(),
+            truncated: snapshot.truncated(),
+            attribute_keys: attribute_keys.iter().map(|key| key.as_ref().into()).collect(),
+            unreadable: *unreadable,
         }
     }
+}
 
-    fn into_process(self) -> (BootTime, Arc<Process>) {
-        let process = Process {
-            pid: Pid(self.pid),
-            start_time: self.start_time,
-            name: self.name.into(),
-            service: Arc::new(self.service),
-            main_elf: self.main_elf,
-            snapshot: Arc::new(MappingSnapshot::new(self.mappings, self.truncated)),
-            attribute_keys: self.attribute_keys.into_iter().map(Into::into).collect(),
-            unreadable: self.unreadable,
+impl From<RecordedProcess> for Process {
+    fn from(recorded: RecordedProcess) -> Self {
+        let RecordedProcess {
+            pid,
+            start_time,
+            name,
+            service,
+            main_elf,
+            mappings,
+            truncated,
+            attribute_keys,
+            unreadable,
+        } = recorded;
+        Self {
+            pid: Pid(pid),
+            start_time,
+            name: name.into(),
+            service: Arc::new(service),
+            main_elf,
+            snapshot: Arc::new(MappingSnapshot::new(mappings, truncated)),
+            attribute_keys: attribute_keys.into_iter().map(Into::into).collect(),
+            unreadable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::Backing;
+
+    #[test]
+    fn what_was_stored_is_what_was_known() {
+        let mapping = Mapping {
+            start: 0x1000,
+            end: 0x2000,
+            file_offset: 0x40,
+            backing: Backing::Elf(ElfId(3)),
         };
-        (BootTime(self.from_boot_ns), Arc::new(process))
-    }
-}
-
-/// The processes of a recording: answers like a live table, and reads nothing.
-#[derive(Debug, Default)]
-pub struct RecordedTable {
-    processes: HashMap<Pid, Images>,
-}
-
-impl RecordedTable {
-    /// Takes the facts in the order in which they were recorded.
-    #[must_use]
-    pub fn new(recorded: Vec<RecordedProcess>) -> Self {
-        let mut table = Self::default();
-        for process in recorded {
-            let (from, process) = process.into_process();
-            table.processes.entry(process.pid).or_default().push(from, process);
-        }
-        table
-    }
-
-    /// What was known of a process at a time.
-    #[must_use]
-    pub fn view(&self, pid: Pid, at: BootTime) -> Option<&Arc<Process>> {
-        self.processes.get(&pid)?.at(at)
+        let recorded = RecordedProcess {
+            pid: 7,
+            start_time: 5,
+            name: "checkout".to_owned(),
+            service: ServiceIdentity { name: "shop".to_owned(), namespace: Some("eu".to_owned()) },
+            main_elf: Some(ElfId(3)),
+            mappings: vec![mapping],
+            truncated: true,
+            attribute_keys: vec!["a".to_owned(), "b".to_owned()],
+            unreadable: Some(Unreadable::Gone),
+        };
+        let json = serde_json::to_string(&recorded).unwrap();
+        let process = Process::from(serde_json::from_str::<RecordedProcess>(&json).unwrap());
+        assert_eq!(RecordedProcess::from(&process), recorded);
     }
 }

@@ -20,7 +20,7 @@ use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::use_order::{Stamp, UseOrder};
-use super::{ElfLimits, ElfRegistry, Proc, Process, RecordedProcess, TableStats, Unreadable};
+use super::{ElfLimits, ElfRegistry, Proc, Process, TableStats, Unreadable};
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 
 /// How long what was replaced, and a process that exited, is kept for samples that come late.
@@ -47,8 +47,6 @@ pub struct TableLimits {
     pub rescan_every_ns: u64,
     /// How many processes of such a rescan are looked at in one tick.
     pub rescan_per_tick: usize,
-    /// Whether the facts for a recording are kept until they are taken.
-    pub record: bool,
     /// What bounds the ELF files.
     pub elfs: ElfLimits,
 }
@@ -62,7 +60,6 @@ impl Default for TableLimits {
             reads_per_second: 1000,
             rescan_every_ns: 10 * SECOND,
             rescan_per_tick: 64,
-            record: false,
             elfs: ElfLimits::default(),
         }
     }
@@ -102,7 +99,6 @@ pub struct ProcessTable {
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
     pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
-    pub(super) recorded: Vec<RecordedProcess>,
     pub(super) stats: TableStats,
     generations: u64,
 }
@@ -170,7 +166,6 @@ impl ProcessTable {
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
             control: BTreeMap::new(),
-            recorded: Vec::new(),
             stats: TableStats::default(),
             generations: 0,
             limits,
@@ -254,12 +249,6 @@ impl ProcessTable {
                 None => ControlFact::ClearSlot { pid },
             })
             .collect()
-    }
-
-    /// What became known since the last call, for a recording; nothing unless
-    /// [`TableLimits::record`].
-    pub fn take_recorded(&mut self) -> Vec<RecordedProcess> {
-        std::mem::take(&mut self.recorded)
     }
 
     /// What it did since it was made.

@@ -8,15 +8,12 @@ use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
 use super::span_slot::SlotSource;
 use super::table::{KEPT, State, TICK};
-use super::{Process, ProcessTable, RecordedProcess, Unreadable};
+use super::{Process, ProcessTable, Unreadable};
 use crate::decode::{BootTime, Pid};
 
 /// Every so many rescans the mappings of all processes are read, also of those that have as much
 /// mapped as before.
 const FULL_RESCAN_EVERY: u64 = 6;
-
-/// The most facts that wait to be recorded.
-const RECORDED_MAX: usize = 65_536;
 
 impl ProcessTable {
     /// Does what is due, a bounded part of it. To be called every few milliseconds, or at
@@ -33,6 +30,13 @@ impl ProcessTable {
             self.sweep_at = BootTime(self.now.0.saturating_add(SECOND));
             self.sweep();
         }
+    }
+
+    /// Events were lost: what is known of any process may be wrong, and all are read again.
+    pub fn on_events_lost(&mut self) {
+        self.rescan.at = self.now;
+        // The next round is one that reads all mappings.
+        self.rescan.round = self.rescan.round.next_multiple_of(FULL_RESCAN_EVERY).wrapping_sub(1);
     }
 
     /// When [`tick`](Self::tick) has something to do.
@@ -250,21 +254,12 @@ impl ProcessTable {
         }
     }
 
-    /// Counts the mappings of a process anew, makes room for them, and records what is known.
+    /// Counts the mappings of a process anew and makes room for them.
     pub(super) fn image_changed(&mut self, pid: Pid) {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         let mappings = entry.images.mappings();
         self.mappings = self.mappings.saturating_sub(entry.mappings).saturating_add(mappings);
         entry.mappings = mappings;
-        if self.limits.record
-            && let Some((from, process)) = entry.images.newest()
-        {
-            if self.recorded.len() < RECORDED_MAX {
-                self.recorded.push(RecordedProcess::new(from, process));
-            } else {
-                self.stats.recorded_dropped += 1;
-            }
-        }
         while self.mappings > self.limits.mappings {
             let Some(oldest) = self.by_use.oldest().filter(|oldest| *oldest != pid) else { break };
             self.stats.processes_evicted += 1;

@@ -1,7 +1,7 @@
 //! What the process table did.
 
 /// What a [`ProcessTable`](super::ProcessTable) did since it was made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct TableStats {
     /// Programs started.
     pub execs: u64,
@@ -59,6 +59,4 @@ pub struct TableStats {
     pub processes_exited: u64,
     /// Processes that were forgotten to keep their number bounded.
     pub processes_evicted: u64,
-    /// Facts that were not recorded: too many were waiting.
-    pub recorded_dropped: u64,
 }

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::fake_proc::{FakeProc, maps_line, write_elf};
+use super::fake_proc::FakeProc;
 use super::looks::SECOND;
 use super::*;
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
@@ -311,30 +311,4 @@ fn processes_and_mappings_are_bounded() {
 
     let small = table(&fake, TableLimits { mappings: 6, ..TableLimits::default() });
     assert_eq!(small.stats().processes_evicted, 17);
-}
-
-#[test]
-fn what_was_recorded_answers_like_the_table() {
-    let fake = FakeProc::new();
-    fake.add(7, 5000, "");
-    write_elf(&fake.path(7, "root/lib.so"));
-    let elf = maps_line(0x1000, &fake.path(7, "root/lib.so"), "/lib.so");
-    fs::write(fake.path(7, "maps"), elf + &anonymous(0x3000)).unwrap();
-    let mut table = table(&fake, TableLimits { record: true, ..TableLimits::default() });
-    fs::write(fake.path(7, "maps"), anonymous(0x5000)).unwrap();
-    table.on_event(event(7, NOW + 10, ProcessEventKind::Exec));
-    table.refresh(Pid(7), at(NOW + 10), &[]);
-
-    let text = serde_json::to_string(&table.take_recorded()).unwrap();
-    assert!(table.take_recorded().is_empty());
-    let recorded = RecordedTable::new(serde_json::from_str(&text).unwrap());
-    for ms in [0, NOW, NOW + 9, NOW + 10, NOW + 99] {
-        let live = table.view(Pid(7), at(ms)).unwrap();
-        let replayed = recorded.view(Pid(7), at(ms)).unwrap();
-        assert_eq!(live.snapshot.mappings(), replayed.snapshot.mappings(), "{ms}");
-        assert_eq!(live.service, replayed.service);
-        assert_eq!((&live.name, live.start_time), (&replayed.name, replayed.start_time));
-        assert_eq!(live.unreadable, replayed.unreadable);
-    }
-    assert!(recorded.view(Pid(8), at(NOW)).is_none());
 }

@@ -163,7 +163,7 @@ fn age(start_unix_ns: i64) -> Duration {
 /// The request for one profile. Made once: every try sends the same bytes.
 fn message(profile: Profile) -> Bytes {
     let pairs = profile.labels.into_iter().map(|(name, value)| LabelPair { name, value });
-    let sample = RawSample { raw_profile: gzip(profile.pprof), id: random_uuid() };
+    let sample = RawSample { raw_profile: gzip(profile.pprof).into(), id: random_uuid() };
     let series = RawProfileSeries { labels: pairs.collect(), samples: vec![sample] };
     PushRequest { series: vec![series] }.encode_to_vec().into()
 }

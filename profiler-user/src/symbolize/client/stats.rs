@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
+
 use crate::symbolize::protocol::Nameless;
 
 /// Why a location has a stand-in for a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Unsymbolized {
     /// The address belongs to no file; its frame says why.
     NoFile,
@@ -83,7 +86,8 @@ impl From<Nameless> for Unsymbolized {
 }
 
 /// How a worker ended that was not told to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum WorkerDeath {
     /// It could not be started, or did not become ready.
     Start,
@@ -115,7 +119,7 @@ impl WorkerDeath {
 }
 
 /// The counters since the start: `requested = symbolized + Σ unsymbolized`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SymbolizeStats {
     /// Distinct locations of a window, summed over the windows.
     pub requested: u64,

@@ -1,6 +1,4 @@
-//! Where records come from.
-
-use std::time::Instant;
+//! Records on their way from the drain to whoever reads them.
 
 /// What a record's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +56,7 @@ impl Batch {
     }
 }
 
-/// What a [`Source`] had.
+/// What a capture had.
 #[derive(Debug)]
 pub enum Next {
     /// Records.
@@ -67,12 +65,6 @@ pub enum Next {
     Deadline,
     /// None, and there will be none.
     End,
-}
-
-/// Yields record bytes.
-pub trait Source {
-    /// The next records, waiting for them no longer than until `deadline`.
-    fn next(&mut self, deadline: Instant) -> Next;
 }
 
 #[cfg(test)]

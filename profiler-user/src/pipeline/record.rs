@@ -1,0 +1,271 @@
+//! `spanprof record`: one window, then files and a table.
+
+use std::{
+    io::{self, BufWriter, Write},
+    os::fd::OwnedFd,
+    process::ExitStatus,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{PidfdFlags, pidfd_open};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::books::Books;
+use super::collect::{Collected, Ended};
+use super::launch::{Waiting, launch};
+use super::outputs;
+use super::running::{Running, StartConfig, StartError};
+use crate::capture::{CaptureConfig, Counters};
+use crate::config::RecordConfig;
+use crate::decode::Pid;
+use crate::export::file::{AtomicFile, FileError, check_writable};
+use crate::process::ElfRegistry;
+use crate::recording;
+use crate::stats::{Count, Stats};
+use crate::symbolize::{RecordedNames, Symbolizer, SymbolizerConfig};
+
+/// How often the progress line changes, and whether the processes are still there is looked at.
+const PROGRESS_PERIOD: Duration = Duration::from_millis(250);
+
+/// Why there is no recording.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// An output.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Sampling.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The command.
+    #[error("cannot run `{command}`")]
+    Command {
+        /// The program.
+        command: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The recorded file.
+    #[error("cannot write the recorded file")]
+    Recorder(#[source] io::Error),
+    /// A process to sample is gone.
+    #[error("there is no process {}", pid.0)]
+    NoSuchProcess {
+        /// The process.
+        pid: Pid,
+    },
+    /// Our own threads, signals and terminal.
+    #[error("cannot go on")]
+    Io(#[from] io::Error),
+}
+
+/// Why sampling ended.
+#[derive(Debug)]
+enum Reason {
+    Time,
+    Signal,
+    ProcessesGone,
+    Command(ExitStatus),
+}
+
+/// Samples, and writes what was found. `progress` is a terminal, or nothing.
+///
+/// # Errors
+///
+/// Nothing could be sampled, or an output not be written.
+pub async fn record(
+    config: RecordConfig,
+    table: &mut dyn Write,
+    progress: &mut dyn Write,
+) -> Result<(), RecordError> {
+    outputs::check(&config.outputs)?;
+    let recorder = match &config.raw {
+        Some(path) => {
+            check_writable(path)?;
+            let file = BufWriter::new(AtomicFile::create(path)?);
+            Some(recording::Writer::new(file).map_err(RecordError::Recorder)?)
+        }
+        None => None,
+    };
+    let command_error = |source| RecordError::Command {
+        command: config.command.first().map(|name| name.display().to_string()).unwrap_or_default(),
+        source,
+    };
+    let waiting = match config.command.as_slice() {
+        [] => None,
+        command => Some(launch(command).map_err(command_error)?),
+    };
+    let targets = match &waiting {
+        Some(Waiting { pid, .. }) => Some(vec![*pid]),
+        None if config.pids.is_empty() => None,
+        None => Some(config.pids.clone()),
+    };
+    let watched = watch(&config.pids)?;
+
+    let stats = Arc::new(Stats::default());
+    let start = StartConfig {
+        capture: CaptureConfig { hz: config.hz, targets, bpf_log: config.bpf_log },
+        scope: config.outputs.span_scope,
+        window: None,
+        recorder,
+    };
+    let (stop, counters, elfs, windows, collector) = Running::start(start, &stats)?.into_parts();
+
+    let mut command = None;
+    if let Some(waiting) = waiting {
+        let mut child = waiting.go().map_err(command_error)?;
+        command = Some(tokio::task::spawn_blocking(move || child.wait()));
+    }
+    let reason = until(&config, &watched, command, &stats, progress).await?;
+    tracing::debug!(?reason, "sampling ends");
+    stop.stop();
+    let finish = move || -> Result<Finished, RecordError> {
+        let collected =
+            windows.recv().map_err(|_gone| io::Error::other("the collecting thread is gone"))?;
+        let ended = Running::join(collector)?;
+        finish(config, collected, ended, &elfs, &counters, &stats)
+    };
+    let Finished { window, books } = tokio::task::spawn_blocking(finish)
+        .await
+        .map_err(|_panic| io::Error::other("the finishing thread has panicked"))??;
+    outputs::print_table(&window, table)?;
+    writeln!(table, "{books}")?;
+    if let Reason::Command(status) = reason
+        && !status.success()
+    {
+        tracing::warn!(%status, "the command failed");
+    }
+    if let Reason::ProcessesGone = reason {
+        tracing::info!("the processes have exited");
+    }
+    Ok(())
+}
+
+struct Finished {
+    window: crate::aggregate::Window,
+    books: Books,
+}
+
+fn finish(
+    config: RecordConfig,
+    collected: Collected,
+    ended: Ended,
+    elfs: &ElfRegistry,
+    counters: &Counters,
+    stats: &Stats,
+) -> Result<Finished, RecordError> {
+    let Collected { window, process } = collected;
+    let mut symbolizer = Symbolizer::new(SymbolizerConfig::new(config.inline));
+    let names = outputs::names(&mut symbolizer, &window, elfs);
+    let host = host_name();
+    let kernel = counters.totals()?;
+
+    let no_value = outputs::without_value(&window);
+    stats.add(Count::LostZeroValue, no_value);
+    stats.add(Count::SamplesEncoded, window.samples() - no_value);
+    let written = outputs::write_files(&config.outputs.files, &window, &names, &host)
+        .map_err(RecordError::from)
+        .and_then(|()| match ended {
+            Some(recorder) => {
+                let end = recording::End {
+                    start_unix_ns: window.start_unix_ns,
+                    duration_ns: window.duration_ns,
+                    period_ns: window.period_ns,
+                    host,
+                    counters: kernel.iter().map(|(_, total)| total).collect(),
+                };
+                let file = recorder
+                    .and_then(|recorder| recorder.finish(&end, &RecordedNames::from(&names)))
+                    .and_then(|buffer| buffer.into_inner().map_err(io::Error::from))
+                    .map_err(RecordError::Recorder)?;
+                Ok(file.commit()?)
+            }
+            None => Ok(()),
+        });
+    let count = if written.is_ok() { Count::SamplesExported } else { Count::LostExportRejected };
+    stats.add(count, window.samples() - no_value);
+    let books = Books::new(kernel, stats, 0)
+        .with("process", &process)
+        .with("symbolize", &symbolizer.stats());
+    outputs::write_stats(&config.outputs, &books)?;
+    written?;
+    Ok(Finished { window, books })
+}
+
+/// Descriptors that are readable when their process is gone.
+fn watch(pids: &[Pid]) -> Result<Vec<OwnedFd>, RecordError> {
+    pids.iter()
+        .map(|&pid| {
+            let id = i32::try_from(pid.0).ok().and_then(rustix::process::Pid::from_raw);
+            id.and_then(|id| pidfd_open(id, PidfdFlags::empty()).ok())
+                .ok_or(RecordError::NoSuchProcess { pid })
+        })
+        .collect()
+}
+
+/// Whether all of the processes have exited; not if there are none to watch.
+fn all_gone(watched: &[OwnedFd]) -> bool {
+    let gone = |process: &OwnedFd| {
+        let mut fds = [PollFd::new(process, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    };
+    !watched.is_empty() && watched.iter().all(gone)
+}
+
+/// Waits for a reason to end, and shows how it goes.
+async fn until(
+    config: &RecordConfig,
+    watched: &[OwnedFd],
+    command: Option<tokio::task::JoinHandle<io::Result<ExitStatus>>>,
+    stats: &Stats,
+    progress: &mut dyn Write,
+) -> Result<Reason, RecordError> {
+    let start = Instant::now();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let time = async {
+        match config.duration {
+            Some(duration) => tokio::time::sleep(duration).await,
+            None => std::future::pending().await,
+        }
+    };
+    let exited = async {
+        match command {
+            Some(wait) => wait.await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::pin!(time, exited);
+    let mut ticks = tokio::time::interval(PROGRESS_PERIOD);
+    let reason = loop {
+        tokio::select! {
+            () = &mut time => break Reason::Time,
+            status = &mut exited => {
+                let status = status.map_err(|_panic| io::Error::other("waiting has panicked"))?;
+                break Reason::Command(status?);
+            }
+            _ = interrupt.recv() => break Reason::Signal,
+            _ = terminate.recv() => break Reason::Signal,
+            _ = ticks.tick() => {
+                if all_gone(watched) {
+                    break Reason::ProcessesGone;
+                }
+                let seconds = start.elapsed().as_secs_f64();
+                let samples = stats.get(Count::SamplesDrained);
+                write!(progress, "\r{seconds:6.1} s  {samples} samples ")?;
+                progress.flush()?;
+            }
+        }
+    };
+    write!(progress, "\r\x1b[K")?;
+    progress.flush()?;
+    Ok(reason)
+}
+
+/// The host's name, as it calls itself.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

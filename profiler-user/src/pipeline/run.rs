@@ -1,0 +1,187 @@
+//! `spanprof run`: window after window to Pyroscope, until told to stop.
+
+use std::{
+    io,
+    sync::{Arc, mpsc::Receiver},
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::books::Books;
+use super::collect::Collected;
+use super::outputs;
+use super::running::{Running, StartConfig, StartError};
+use crate::aggregate::{Group, Window};
+use crate::capture::Counters;
+use crate::config::RunConfig;
+use crate::encode::{EncodeOptions, Encoded, encode, split_by_span_name};
+use crate::export::file::{FileError, check_writable, write_atomically};
+use crate::export::pyroscope::{ConfigError, Pyroscope};
+use crate::export::{Labels, Profile};
+use crate::process::{ElfRegistry, ServiceIdentity, TableStats};
+use crate::stats::{Count, Stats};
+use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
+
+/// How long the last profiles may take to be delivered: Kubernetes kills after 30 s.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why it does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The exporter's settings.
+    #[error(transparent)]
+    Export(#[from] ConfigError),
+    /// The file for the counters.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Sampling.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Our own threads and signals.
+    #[error("cannot go on")]
+    Io(#[from] io::Error),
+}
+
+/// Samples and pushes until SIGTERM or SIGINT, then delivers what is left.
+///
+/// # Errors
+///
+/// Nothing could be sampled, or a thread of ours has panicked. A server that is not there is no
+/// error.
+pub async fn run(config: RunConfig) -> Result<(), RunError> {
+    if let Some(path) = &config.stats {
+        check_writable(path)?;
+    }
+    let stats = Arc::new(Stats::default());
+    let exporter = Arc::new(Pyroscope::start(&config.pyroscope, Arc::clone(&stats))?);
+    let start = StartConfig {
+        capture: config.capture.clone(),
+        scope: config.span_scope,
+        window: Some(config.window),
+        recorder: None,
+    };
+    let (stop, counters, elfs, windows, collector) = Running::start(start, &stats)?.into_parts();
+    let finisher = Finisher {
+        symbolizer: Symbolizer::new(SymbolizerConfig::new(config.inline)),
+        config,
+        exporter: Arc::clone(&exporter),
+        elfs,
+        counters,
+        stats,
+        process: TableStats::default(),
+    };
+    // A thread of its own: the symbolizing worker lives as long as the thread that started it.
+    let (done, finished) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new().name("finish".to_owned()).spawn(move || {
+        // Nobody to tell means that the program is ending.
+        drop(done.send(finisher.run(&windows)));
+    })?;
+
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut finished = finished;
+    let early = tokio::select! {
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+        finished = &mut finished => Some(finished),
+    };
+    tracing::info!("stopping");
+    stop.stop();
+    let finisher = match early {
+        Some(finished) => finished,
+        None => finished.await,
+    };
+    let joined = tokio::task::spawn_blocking(move || Running::join(collector)).await;
+    exporter.shutdown(GRACE).await;
+    let finisher =
+        finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
+    let books = finisher.books()?;
+    finisher.write_stats(&books)?;
+    tracing::info!("{books}");
+    joined.map_err(|_panic| io::Error::other("the collecting thread has panicked"))??;
+    Ok(())
+}
+
+/// The finishing thread: windows in, profiles out.
+struct Finisher {
+    config: RunConfig,
+    symbolizer: Symbolizer,
+    exporter: Arc<Pyroscope>,
+    elfs: ElfRegistry,
+    counters: Counters,
+    stats: Arc<Stats>,
+    process: TableStats,
+}
+
+impl Finisher {
+    fn run(mut self, windows: &Receiver<Collected>) -> Self {
+        for Collected { window, process } in windows {
+            self.process = process;
+            self.finish(&window);
+            match self.books() {
+                Ok(books) => {
+                    tracing::info!(samples = window.samples(), "window: {books}");
+                    if let Err(error) = self.write_stats(&books) {
+                        tracing::warn!(%error, "cannot write the counters");
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "cannot read the kernel's counters"),
+            }
+        }
+        self
+    }
+
+    fn finish(&mut self, window: &Window) {
+        let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
+        for group in &window.groups {
+            if let Some(max) = self.config.span_names {
+                for (name, group) in split_by_span_name(group, max) {
+                    self.push(window, &group, name.as_deref(), &names);
+                }
+            } else {
+                self.push(window, group, None, &names);
+            }
+        }
+    }
+
+    fn push(&self, window: &Window, group: &Group, span_name: Option<&str>, names: &Names) {
+        let options = EncodeOptions::pyroscope(self.exporter.takes_trace_id());
+        let Encoded { parts, zero_value_samples } = encode(window, group, names, &options);
+        self.stats.add(Count::LostZeroValue, zero_value_samples);
+        for part in parts {
+            self.stats.add(Count::SamplesEncoded, part.samples);
+            self.exporter.try_push(Profile {
+                labels: labels(&group.service, &self.config.host, span_name),
+                samples: part.samples,
+                start_unix_ns: window.start_unix_ns,
+                duration_ns: window.duration_ns,
+                pprof: part.pprof.into(),
+            });
+        }
+    }
+
+    fn books(&self) -> io::Result<Books> {
+        let queued = self.exporter.queued().samples;
+        let symbolize: SymbolizeStats = self.symbolizer.stats();
+        Ok(Books::new(self.counters.totals()?, &self.stats, queued)
+            .with("process", &self.process)
+            .with("symbolize", &symbolize))
+    }
+
+    fn write_stats(&self, books: &Books) -> Result<(), FileError> {
+        match &self.config.stats {
+            Some(path) => write_atomically(path, |out| books.write_json(out)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A series: every distinct set of these is one on the server.
+fn labels(service: &ServiceIdentity, host: &str, span_name: Option<&str>) -> Labels {
+    let mut labels =
+        vec![("__name__", "process_cpu"), ("host", host), ("service_name", &service.name)];
+    labels.extend(service.namespace.as_deref().map(|namespace| ("service_namespace", namespace)));
+    labels.extend(span_name.map(|name| ("span_name", name)));
+    labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
