@@ -1,1 +1,3 @@
-//! Skeleton.
+//! Workloads with known answers, and what the privileged and end-to-end tests need.
+
+pub mod pyroscope;
