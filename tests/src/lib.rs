@@ -2,3 +2,5 @@
 //! server.
 
 pub mod require;
+
+pub mod pyroscope;

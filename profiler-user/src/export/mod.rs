@@ -1,6 +1,6 @@
 //! Encoded profiles to where they are wanted, or why not. The only module that opens client sockets.
 //!
-//! Two destinations: a [file](file) and a [Pyroscope](pyroscope::Pyroscope) server.
+//! Two destinations: a [file](mod@file) and a [Pyroscope](pyroscope::Pyroscope) server.
 
 use bytes::Bytes;
 
@@ -24,7 +24,9 @@ pub type Labels = Vec<(String, String)>;
 /// One encoded profile on its way out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
-    /// The series that it belongs to.
+    /// The series that it belongs to. Two profiles of one series must differ in their
+    /// `time_nanos` by a millisecond or more, the parts of a split window too: a server with v1
+    /// storage shows only the first of those that do not.
     pub labels: Labels,
     /// The pprof message. Plain: it is compressed here, once, however often it is sent. One that is
     /// gzip already is sent as it is.
