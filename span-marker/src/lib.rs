@@ -74,7 +74,7 @@
 //!
 //! Linux on `x86_64` and `aarch64`; elsewhere everything compiles and does nothing. A record has at
 //! most 640 bytes, a value 255, a key 128; there are at most 256 keys. What does not fit is cut or
-//! left out, and counted in [`stats`].
+//! left out, and counted in [`stats()`].
 //!
 //! A child after `fork` publishes no process context until it calls [`init`] again.
 

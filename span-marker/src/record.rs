@@ -68,7 +68,7 @@ impl fmt::Debug for Record {
 ///
 /// A value longer than 255 bytes is cut between two characters; an attribute that does not fit into
 /// the record's 640 bytes, or whose key cannot be registered, is left out. Both are counted
-/// ([`crate::stats`]).
+/// ([`crate::stats()`]).
 #[derive(Clone)]
 pub struct RecordBuilder {
     ids: SpanIds,

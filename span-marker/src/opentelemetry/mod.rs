@@ -1,6 +1,6 @@
 //! Follows opentelemetry's current context, and lets traces point at profiles.
 //!
-//! [`processor`] does it all: it installs a context observer, which publishes the current span of
+//! [`processor()`] does it all: it installs a context observer, which publishes the current span of
 //! each thread, and is a span processor, which tells the observer the spans' names and local roots
 //! and sets `pyroscope.profile.id` where a profile can be found. tracing-opentelemetry makes its
 //! spans current in opentelemetry's context (unless that is switched off), so the same line serves
@@ -14,7 +14,7 @@
 //! | not sampled | ids and flags; counted in `Stats::spans_not_sampled` |
 //! | remote (a context taken from a request's headers) | nothing: it is another process's |
 //!
-//! The name is the one with which the span started. Contexts that were made before [`processor`] or
+//! The name is the one with which the span started. Contexts that were made before [`processor()`] or
 //! [`install`] was called are not published.
 
 mod observer;

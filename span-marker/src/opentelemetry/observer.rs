@@ -19,7 +19,7 @@ use crate::{stats, thread};
 #[error("another observer of opentelemetry's contexts was installed first")]
 pub struct AlreadySet;
 
-/// Publishes, from here on, the current span of each thread. [`super::processor`] calls it.
+/// Publishes, from here on, the current span of each thread. [`processor()`](super::processor()) calls it.
 ///
 /// # Errors
 ///

@@ -45,7 +45,7 @@ pub fn processor() -> Processor {
     }
 }
 
-/// See [`processor`].
+/// See [`processor()`].
 #[derive(Clone, Debug)]
 pub struct Processor {
     scope: Scope,
