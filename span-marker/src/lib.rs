@@ -1,1 +1,97 @@
-//! Skeleton.
+//! Publishes the current trace span of each thread, so that a profiler outside can read it.
+//!
+//! A sampling profiler that interrupts a thread wants to know for which span the thread is working.
+//! This crate leaves the answer where the profiler can read it without the process's help: a
+//! thread-local pointer, `otel_thread_ctx_v1`, to a small record with the span's ids and names
+//! (OTEP 4947), and one description of the process (OTEP 4719). There is no agent, socket or thread,
+//! and nobody is told anything: entering a span is a handful of instructions.
+//!
+//! # With opentelemetry
+//!
+//! With the feature `opentelemetry` one line marks all spans of opentelemetry, and those of
+//! `tracing` through tracing-opentelemetry:
+//!
+//! ```
+//! # #[cfg(feature = "opentelemetry")] {
+//! let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder()
+//!     .with_span_processor(span_marker::opentelemetry::processor())
+//!     // .with_batch_exporter(...)
+//!     .build();
+//! # }
+//! ```
+//!
+//! # By hand
+//!
+//! ```
+//! use span_marker::{MarkFuture, Record, SpanIds};
+//! use std::sync::Arc;
+//!
+//! span_marker::init_with(span_marker::Config::default().service_name("checkout"))?;
+//!
+//! let ids = SpanIds { trace_id: [1; 16], span_id: [2; 8], trace_flags: 1 };
+//! let record = Record::builder(ids).name("price").attr("http.route", "/cart").build();
+//! let record = Arc::new(record);
+//! {
+//!     let _guard = span_marker::enter(&record);
+//!     // What this thread does here is the span's.
+//! }
+//! let future = async { /* and so is this, on any thread */ }.marked(record);
+//! # drop(future);
+//! # Ok::<(), span_marker::InitError>(())
+//! ```
+//!
+//! # Memory model
+//!
+//! There is one discipline. A record is built in full before anything points to it and never changes
+//! afterwards; entering and leaving swap the thread's pointer.
+//!
+//! *What a reader sees.* A reader looks at a thread that is stopped, on the CPU on which it stopped,
+//! so it sees what the thread's own instructions have done up to one of them. The swap is one
+//! aligned eight-byte store between two compiler fences: the reader finds the pointer before or
+//! after it, and all of the record that it points to, because the thread that builds a record
+//! finishes before it hands the record on, and handing on (`Arc`, a channel, a lock) orders that
+//! before the swap. No barrier for other CPUs is needed.
+//!
+//! *What keeps a record alive.* A slot that points to a record owns a reference to it, or stands for
+//! someone who does:
+//!
+//! - [`enter`] puts a clone of the `Arc` onto a stack of the thread. Leaving first points the slot
+//!   elsewhere, then drops the clone. The guard holds only a position in that stack, so it may be
+//!   dropped out of order (the record is taken out of the middle, the slot stays), or leaked (the
+//!   clone stays on the stack). When the thread ends, the stack points the slot elsewhere and then
+//!   drops its records.
+//! - With opentelemetry, the slot points to the record of the thread's current `Context`, which the
+//!   SDK keeps on a stack of its own. It tells the observer before it replaces the current context,
+//!   never after. Only the end of the thread drops it unannounced, if its guard was leaked: the
+//!   observer's own thread-local is initialised after the SDK's, and so destroyed before it, and
+//!   from then on the thread publishes nothing. A record that is freed by the thread that publishes
+//!   it is unpublished first in any case.
+//!
+//! This process never reads through the slot, so no bug here can become a read of freed memory in
+//! it: the reader is outside, and takes every byte as hostile.
+//!
+//! # Limits
+//!
+//! Linux on `x86_64` and `aarch64`; elsewhere everything compiles and does nothing. A record has at
+//! most 640 bytes, a value 255, a key 128; there are at most 256 keys. What does not fit is cut or
+//! left out, and counted in [`stats()`].
+//!
+//! A child after `fork` publishes no process context until it calls [`init`] again.
+
+mod future;
+mod keys;
+#[cfg(feature = "opentelemetry")]
+pub mod opentelemetry;
+mod process_context;
+mod record;
+mod slot;
+mod static_tls;
+mod stats;
+mod thread;
+
+pub use future::{MarkFuture, Marked};
+pub use keys::{ATTRIBUTE_KEY_MAX, KeyError, register_key};
+pub use process_context::{Backing, Config, InitError, InitReport, init, init_with};
+pub use record::{ATTRIBUTE_VALUE_MAX, Record, RecordBuilder, SpanIds};
+pub use stats::{Stats, stats};
+pub use thread::{DEPTH_MAX, Guard, enter};

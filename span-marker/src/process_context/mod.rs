@@ -1,0 +1,150 @@
+//! What readers must know of the whole process: the process context of OTEP 4719.
+//!
+//! It says which service this is, which schema the threads' records have, what their keys mean, and
+//! where the slot is. Without it, a conforming reader does not look for the slot.
+
+mod identity;
+#[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod mapping;
+#[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+#[path = "elsewhere.rs"]
+mod mapping;
+mod payload;
+
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
+
+pub(crate) use identity::Identity;
+pub use mapping::Backing;
+
+use crate::{keys, static_tls, stats};
+use mapping::Mapping;
+
+/// What the process says about itself; the environment says the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Config {
+    identity: Identity,
+}
+
+impl Config {
+    /// The resource attribute `service.name`, before what the environment says.
+    pub fn service_name(mut self, name: impl Into<String>) -> Self {
+        self.identity.service_name = Some(name.into());
+        self
+    }
+
+    /// The resource attribute `service.namespace`, before what the environment says.
+    pub fn service_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.identity.service_namespace = Some(namespace.into());
+        self
+    }
+}
+
+/// What was published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct InitReport {
+    /// `service.name`, if anything names the service.
+    pub service_name: Option<String>,
+    /// `service.namespace`, if anything names it.
+    pub service_namespace: Option<String>,
+    /// The slot's distance from the thread pointer, if it is the same in every thread; else readers
+    /// have to find the slot by its symbol.
+    pub tp_offset: Option<i64>,
+    /// How readers find the process context.
+    pub backing: Backing,
+}
+
+/// Why the process context could not be published. Records are entered all the same, but a
+/// conforming reader does not look for them.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum InitError {
+    /// There is no thread-local slot for this target.
+    #[error("spans can be published on Linux, on x86_64 and aarch64, only")]
+    Unsupported,
+    /// No memory, or no right to map it.
+    #[error("cannot map the process context")]
+    Map(#[source] io::Error),
+    /// A child would inherit a context that is not its own.
+    #[error("cannot keep the process context from children")]
+    KeepFromChildren(#[source] io::Error),
+    /// Neither a file behind the mapping nor a name for it: nobody would find it.
+    #[error("cannot name the process context's mapping")]
+    Name(#[source] io::Error),
+}
+
+/// Publishes the process context, with the service that the environment names.
+///
+/// # Errors
+///
+/// See [`InitError`]. Idempotent: it may be tried again.
+pub fn init() -> Result<InitReport, InitError> {
+    init_with(Config::default())
+}
+
+/// Publishes the process context, or updates it with what `config` names.
+///
+/// # Errors
+///
+/// See [`InitError`]. Idempotent: it may be tried again.
+pub fn init_with(config: Config) -> Result<InitReport, InitError> {
+    let mut state = lock();
+    state.explicit = config.identity.or(std::mem::take(&mut state.explicit));
+    state.publish()
+}
+
+/// Publishes, with what the tracing SDK's resource says behind the environment.
+#[cfg(feature = "opentelemetry")]
+pub(crate) fn init_with_sdk(sdk: Identity) -> Result<InitReport, InitError> {
+    let mut state = lock();
+    state.sdk = sdk;
+    state.publish()
+}
+
+/// Tells readers about new keys, if the process context is published.
+pub(crate) fn republish() {
+    let mut state = lock();
+    if state.mapping.is_some() && state.publish().is_err() {
+        stats::CONTEXT_UPDATES_FAILED.add();
+    }
+}
+
+/// One per process. Written by `init*` and by the registration of keys.
+struct State {
+    explicit: Identity,
+    sdk: Identity,
+    mapping: Option<Mapping>,
+}
+
+static STATE: Mutex<State> =
+    Mutex::new(State { explicit: Identity::NONE, sdk: Identity::NONE, mapping: None });
+
+fn lock() -> MutexGuard<'static, State> {
+    STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl State {
+    fn publish(&mut self) -> Result<InitReport, InitError> {
+        // The order of what names a service: the program, the environment, the SDK.
+        let identity = self.explicit.clone().or(Identity::from_env()).or(self.sdk.clone());
+        let tp_offset = static_tls::tp_offset();
+        let payload = payload::encode(&identity, &keys::all(), tp_offset);
+        // A forked child does not have its parent's mapping.
+        if let Some(mapping) = self.mapping.as_mut().filter(|mapping| mapping.is_ours()) {
+            mapping.update(payload);
+        } else {
+            self.mapping = Some(Mapping::publish(payload)?);
+        }
+        let backing = self.mapping.as_ref().map_or(Backing::Anonymous, Mapping::backing);
+        Ok(InitReport {
+            service_name: identity.service_name,
+            service_namespace: identity.service_namespace,
+            tp_offset,
+            backing,
+        })
+    }
+}
