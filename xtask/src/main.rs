@@ -20,6 +20,7 @@ mod doctor;
 mod build;
 mod test;
 mod test_count;
+mod demo;
 mod tidy;
 mod codegen;
 mod deny;
@@ -47,6 +48,10 @@ enum Command {
     Doctor,
     /// Build the release binary of spanprof.
     Build,
+    /// Profile the example service, and hold the profile against the service's own clock.
+    ///
+    /// Needs root. Writes to `target/demo`.
+    Demo,
     /// Run all tests, and tell which did not run.
     Test,
     /// Check the invariants of ARCHITECTURE.md that text can check.
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
         Command::Setup => setup::run(),
         Command::Doctor => doctor::run(),
         Command::Build => build::run(),
+        Command::Demo => demo::run(),
         Command::Test => test::run(test::Missing::Skips),
         Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),

@@ -101,7 +101,7 @@ pub fn encode_window(window: &Window, names: &Names) -> EncodedProfile {
     let options = EncodeOptions::file();
     let groups: Vec<_> = window.groups.iter().collect();
     let content = Content::new(&groups, names, &options);
-    let mut part = Part::new(window, &content, &options);
+    let mut part = Part::new(window, &content, &options, 0);
     for sample in &content.samples {
         part.add(sample);
     }
@@ -110,13 +110,13 @@ pub fn encode_window(window: &Window, names: &Names) -> EncodedProfile {
 
 fn parts(window: &Window, content: &Content<'_>, options: &EncodeOptions) -> Vec<EncodedProfile> {
     let mut parts = Vec::new();
-    let mut part = Part::new(window, content, options);
+    let mut part = Part::new(window, content, options, 0);
     for sample in &content.samples {
         part = match part.add_within_limits(sample) {
             ControlFlow::Continue(part) => part,
             ControlFlow::Break(full) => {
                 parts.push(full);
-                let mut part = Part::new(window, content, options);
+                let mut part = Part::new(window, content, options, parts.len());
                 part.add(sample);
                 part
             }

@@ -36,6 +36,7 @@ impl<'c> Part<'c> {
         window: &Window,
         content: &'c Content<'c>,
         options: &'c EncodeOptions,
+        index: usize,
     ) -> Self {
         let mut part = Self {
             content,
@@ -57,7 +58,7 @@ impl<'c> Part<'c> {
         part.profile.sample_type.push(cpu);
         part.profile.period_type = Some(cpu);
         part.profile.period = saturated(window.period_ns);
-        part.profile.time_nanos = window.start_unix_ns;
+        part.profile.time_nanos = start_of_part(window.start_unix_ns, index);
         part.profile.duration_nanos = window.duration_ns;
         part.bytes += part.profile.encoded_len();
         if let Some(main) = content.main {
@@ -193,6 +194,14 @@ impl<'c> Part<'c> {
         }
         id
     }
+}
+
+/// When a part of a window begins: a millisecond after the part before it. Pyroscope's first storage
+/// shows only one of two profiles of a series that begin in the same millisecond.
+fn start_of_part(start_unix_ns: i64, index: usize) -> i64 {
+    const MILLISECOND: i64 = 1_000_000;
+    let index = i64::try_from(index).unwrap_or(i64::MAX);
+    start_unix_ns.saturating_add(index.saturating_mul(MILLISECOND))
 }
 
 /// How much a part holds, to take the latest sample out again before the part is finished. The ids

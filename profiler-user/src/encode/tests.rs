@@ -301,6 +301,9 @@ proptest! {
             prop_assert_eq!(samples + split.zero_value_samples, group.samples());
             let whole: Vec<_> = whole.parts.iter().map(decode).collect();
             let split: Vec<_> = split.parts.iter().map(decode).collect();
+            for (index, part) in (0_i64..).zip(&split) {
+                prop_assert_eq!(part.time_nanos, window.start_unix_ns + 1_000_000 * index);
+            }
             prop_assert_eq!(counts(&whole), counts(&split));
         }
     }
