@@ -30,7 +30,7 @@ async fn cart() -> Json<u64> {
     let cart = query("load_cart", work::parse_request(1)).await;
     let mut total = 0;
     for item in 0..2 {
-        total += price(cart + item).await;
+        total ^= price(cart ^ item).await;
         yield_now().await;
     }
     Json(work::price_cart(total))
@@ -51,12 +51,12 @@ async fn recommend() -> Result<Json<u64>, TaskFailed> {
         let task = async move {
             let best = work::rank_products(seed);
             yield_now().await;
-            best + work::rank_products(best)
+            best ^ work::rank_products(best)
         };
         tokio::spawn(task.instrument(tracing::info_span!("rank")))
     };
-    let (left, right) = (rank(customer), rank(customer + 1));
-    let best = left.await? + right.await?;
+    let (left, right) = (rank(customer), rank(customer ^ 1));
+    let best = left.await? ^ right.await?;
     Ok(Json(work::rank_products(best)))
 }
 

@@ -42,7 +42,15 @@ fn resource() -> Resource {
 
 type ProviderBuilder = opentelemetry_sdk::trace::TracerProviderBuilder;
 
+/// To where the `OTEL_EXPORTER_OTLP_*` variables say, in batches, from a thread of its own.
+#[cfg(feature = "otlp")]
+fn with_exporter(provider: ProviderBuilder) -> anyhow::Result<ProviderBuilder> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder().with_http().build();
+    Ok(provider.with_batch_exporter(exporter.context("cannot start the exporter")?))
+}
+
 /// Nobody needs the traces to judge the profiles.
+#[cfg(not(feature = "otlp"))]
 #[expect(clippy::unnecessary_wraps, reason = "an exporter may not start")]
 fn with_exporter(provider: ProviderBuilder) -> anyhow::Result<ProviderBuilder> {
     Ok(provider)
