@@ -116,7 +116,7 @@ fn compare(truth: &BTreeMap<String, u64>, profile: &Profile) -> Result<()> {
         "route", "its own clock", "share", "spanprof", "share"
     );
     let mut wrong = Vec::new();
-    for (name, &cpu_ns) in &truth {
+    for (name, &cpu_ns) in truth {
         let found = profile.routes.get(name).copied().unwrap_or(0);
         let (share, found_share) = (percent(cpu_ns, inside), percent(found, labelled));
         println!(

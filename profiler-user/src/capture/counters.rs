@@ -1,11 +1,28 @@
-//! What the BPF programs counted.
+//! What the BPF programs counted, and what they cost.
+
+use std::{
+    fs, io,
+    os::fd::{AsRawFd as _, OwnedFd},
+};
 
 use aya::maps::{MapData, PerCpuArray};
 use profiler_common::counter;
+use serde::Serialize;
 
 /// Reads the per-CPU counters. Cheap enough for every window.
 pub struct Counters {
     map: PerCpuArray<MapData, u64>,
+    sampler: OwnedFd,
+}
+
+/// What the kernel says of the sampling program. It counts only while
+/// `kernel.bpf_stats_enabled` is 1 (Linux 5.1), which costs a few nanoseconds a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct SamplerCost {
+    /// Time in the program, in nanoseconds.
+    pub run_time_ns: u64,
+    /// How often it ran.
+    pub run_cnt: u64,
 }
 
 /// The totals at one moment.
@@ -15,8 +32,18 @@ pub struct CounterTotals {
 }
 
 impl Counters {
-    pub(super) fn new(map: PerCpuArray<MapData, u64>) -> Self {
-        Self { map }
+    pub(super) fn new(map: PerCpuArray<MapData, u64>, sampler: OwnedFd) -> Self {
+        Self { map, sampler }
+    }
+
+    /// What sampling costs in the kernel, from `/proc/self/fdinfo` of the program.
+    ///
+    /// # Errors
+    ///
+    /// `/proc` is not there.
+    pub fn cost(&self) -> io::Result<SamplerCost> {
+        let path = format!("/proc/self/fdinfo/{}", self.sampler.as_raw_fd());
+        Ok(SamplerCost::from_fdinfo(&fs::read_to_string(path)?))
     }
 
     /// Sums each counter over the CPUs.
@@ -24,13 +51,23 @@ impl Counters {
     /// # Errors
     ///
     /// The map cannot be read (`CAP_BPF` dropped before Linux 5.11).
-    pub fn totals(&self) -> Result<CounterTotals, std::io::Error> {
+    pub fn totals(&self) -> io::Result<CounterTotals> {
         let mut totals = [0; counter::COUNTERS_LEN as usize];
         for (index, total) in (0..).zip(&mut totals) {
-            let values = self.map.get(&index, 0).map_err(std::io::Error::other)?;
+            let values = self.map.get(&index, 0).map_err(io::Error::other)?;
             *total = values.iter().sum();
         }
         Ok(CounterTotals { totals })
+    }
+}
+
+impl SamplerCost {
+    fn from_fdinfo(fdinfo: &str) -> Self {
+        let number = |key: &str| {
+            let value = fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+            value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        };
+        Self { run_time_ns: number("run_time_ns"), run_cnt: number("run_cnt") }
     }
 }
 
@@ -54,5 +91,18 @@ impl CounterTotals {
             *total = *value;
         }
         Self { totals }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_is_read_from_fdinfo() {
+        let fdinfo =
+            "pos:\t0\nprog_type:\t7\nrun_time_ns:\t1234\nrun_cnt:\t5\nverified_insns:\t9\n";
+        assert_eq!(SamplerCost::from_fdinfo(fdinfo), SamplerCost { run_time_ns: 1234, run_cnt: 5 });
+        assert_eq!(SamplerCost::from_fdinfo("pos:\t0\n"), SamplerCost::default());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{
         Arc,
@@ -166,7 +166,7 @@ impl Capture {
         for &pid in config.targets.iter().flatten() {
             control.add_target(pid)?;
         }
-        let counters = Counters::new(take_map(&mut ebpf, "COUNTERS")?);
+        let counters = take_map(&mut ebpf, "COUNTERS")?;
         let samples = take_map(&mut ebpf, "SAMPLES")?;
         let events = take_map(&mut ebpf, "PROCESS_EVENTS")?;
         let logger = if config.bpf_log { start_log(&mut ebpf) } else { None };
@@ -176,6 +176,13 @@ impl Capture {
         }
         let program = sampler(&mut ebpf)?;
         program.load().map_err(|source| CaptureError::Program { name: SAMPLER, source })?;
+        let sampler_fd = program
+            .fd()
+            .map_err(|source| CaptureError::Program { name: SAMPLER, source })?
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(CaptureError::Thread)?;
+        let counters = Counters::new(counters, sampler_fd);
         let mut timers = CpuTimers::default();
         let failed = timers.follow_online(program, config.hz)?;
         if let Some((_cpu, error)) = failed.into_iter().next() {

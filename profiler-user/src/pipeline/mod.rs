@@ -13,6 +13,7 @@ pub mod clock;
 pub mod collect;
 pub mod launch;
 pub mod outputs;
+pub mod own_cost;
 pub mod record;
 pub mod replay;
 pub mod run;

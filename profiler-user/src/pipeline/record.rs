@@ -16,6 +16,7 @@ use super::books::Books;
 use super::collect::{Collected, Ended};
 use super::launch::{Waiting, launch};
 use super::outputs;
+use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError};
 use crate::capture::{CaptureConfig, Counters};
 use crate::config::RecordConfig;
@@ -188,7 +189,9 @@ fn finish(
     stats.add(count, window.samples() - no_value);
     let books = Books::new(kernel, stats, 0)
         .with("process", &process)
-        .with("symbolize", &symbolizer.stats());
+        .with("symbolize", &symbolizer.stats())
+        .with("sampler", &counters.cost()?)
+        .with("agent", &OwnCost::until_now());
     outputs::write_stats(&config.outputs, &books)?;
     written?;
     Ok(Finished { window, books })

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::books::Books;
 use super::collect::Collected;
 use super::outputs;
+use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError};
 use crate::aggregate::{Group, Window};
 use crate::capture::Counters;
@@ -166,7 +167,9 @@ impl Finisher {
         let symbolize: SymbolizeStats = self.symbolizer.stats();
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("process", &self.process)
-            .with("symbolize", &symbolize))
+            .with("symbolize", &symbolize)
+            .with("sampler", &self.counters.cost()?)
+            .with("agent", &OwnCost::until_now()))
     }
 
     fn write_stats(&self, books: &Books) -> Result<(), FileError> {

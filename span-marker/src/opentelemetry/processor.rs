@@ -113,7 +113,8 @@ impl SpanProcessor for Processor {
         let attribute =
             |key| resource.get(&Key::from_static_str(key)).map(|value| value.to_string());
         let sdk = Identity {
-            service_name: attribute("service.name"),
+            // What the SDK calls a service that nobody named.
+            service_name: attribute("service.name").filter(|name| name != "unknown_service"),
             service_namespace: attribute("service.namespace"),
         };
         self.published = process_context::init_with_sdk(sdk).map_err(Arc::new);

@@ -97,7 +97,7 @@ pub fn init_with(config: Config) -> Result<InitReport, InitError> {
     state.publish()
 }
 
-/// Publishes, with what the tracing SDK's resource says behind the environment.
+/// Publishes, with what the tracing SDK's resource says before the environment.
 #[cfg(feature = "opentelemetry")]
 pub(crate) fn init_with_sdk(sdk: Identity) -> Result<InitReport, InitError> {
     let mut state = lock();
@@ -129,8 +129,9 @@ fn lock() -> MutexGuard<'static, State> {
 
 impl State {
     fn publish(&mut self) -> Result<InitReport, InitError> {
-        // The order of what names a service: the program, the environment, the SDK.
-        let identity = self.explicit.clone().or(Identity::from_env()).or(self.sdk.clone());
+        // The SDK before the environment: its resource, which has the environment in it, is what
+        // the service's traces carry, and profiles must be found under the same name.
+        let identity = self.explicit.clone().or(self.sdk.clone()).or(Identity::from_env());
         let tp_offset = static_tls::tp_offset();
         let payload = payload::encode(&identity, &keys::all(), tp_offset);
         // A forked child does not have its parent's mapping.
