@@ -58,7 +58,7 @@ pub(crate) fn check(cache: &Path) -> Result<()> {
         command.current_dir(crate::exec::workspace()).args(["--workspace", "--all-features"]);
         command
     };
-    exec(deny().args(["check", "bans", "licenses", "sources"]))?;
+    exec(deny().args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
     if let Err(error) = exec_within(FETCH_LIMIT, deny().args(["fetch", "db"])) {
         eprintln!("================================================================");
         eprintln!("ADVISORIES NOT CHECKED: their database cannot be fetched: {error:#}");
