@@ -25,9 +25,14 @@ fn dir(cache: &Path) -> PathBuf {
     cache.join(format!("cargo-deny-{VERSION}"))
 }
 
+/// Whether set-up has to install it.
+pub(crate) fn is_missing(cache: &Path) -> bool {
+    ask(Command::new(binary(cache)).arg("--version")).is_err()
+}
+
 /// Installs it if it is missing.
 pub(crate) fn install(cache: &Path) -> Result<()> {
-    if ask(Command::new(binary(cache)).arg("--version")).is_ok() {
+    if !is_missing(cache) {
         return Ok(());
     }
     step(&format!("building cargo-deny {VERSION} (a few minutes)"));
@@ -37,6 +42,10 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
     cache::without_build_flags(&mut command);
     command.args(["install", "--quiet", "--locked", "cargo-deny", "--version", VERSION]);
     command.arg("--root").arg(&root).env("CARGO_TARGET_DIR", partial.dir("target")?);
+    // Its release is one optimized whole, which takes longer to link than a year of checks lasts.
+    command.env("CARGO_PROFILE_RELEASE_LTO", "off");
+    command.env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "16");
+    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1");
     exec(&mut command)?;
     cache::publish(&root, &dir(cache))
 }
@@ -49,7 +58,7 @@ pub(crate) fn check(cache: &Path) -> Result<()> {
         command.current_dir(crate::exec::workspace()).args(["--workspace", "--all-features"]);
         command
     };
-    exec(deny().args(["check", "bans", "licenses", "sources"]))?;
+    exec(deny().args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
     if let Err(error) = exec_within(FETCH_LIMIT, deny().args(["fetch", "db"])) {
         eprintln!("================================================================");
         eprintln!("ADVISORIES NOT CHECKED: their database cannot be fetched: {error:#}");

@@ -54,6 +54,12 @@ pub(crate) fn obstacle() -> Option<String> {
     }
 }
 
+/// Whether set-up has to build one of them.
+pub(crate) fn is_missing(cache: &Path) -> Result<bool> {
+    let Binaries { server, reader } = binaries(cache)?;
+    Ok(!server.is_file() || !reader.is_file())
+}
+
 /// Builds what is missing. Without Go it says so, and goes on.
 pub(crate) fn install(cache: &Path) -> Result<()> {
     let binaries = binaries(cache)?;

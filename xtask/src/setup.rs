@@ -1,10 +1,9 @@
 //! `cargo xtask setup`: every tool, in the cache, for this user alone.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{bpf_toolchain, bpf_tools, cache, deny, pyroscope};
 
@@ -30,32 +29,37 @@ pub(crate) fn run() -> Result<()> {
 /// Installs what is missing of `tools`, and gives the cache folder.
 pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     let cache = cache::dir()?;
-    let lock = cache::lock(&cache)?;
-    if bpf_toolchain::find().is_err() {
-        bpf_tools::install(&cache)?;
+    let mut missing = bpf_toolchain::find().is_err();
+    missing |= tools >= Tools::Test && pyroscope::is_missing(&cache)?;
+    missing |= tools >= Tools::All && deny::is_missing(&cache);
+    if missing {
+        // Another set-up may have installed it by the time the lock is ours.
+        let lock = cache::lock(&cache)?;
+        if bpf_toolchain::find().is_err() {
+            bpf_tools::install(&cache)?;
+        }
+        if tools >= Tools::Test {
+            pyroscope::install(&cache)?;
+        }
+        if tools >= Tools::All {
+            deny::install(&cache)?;
+        }
+        drop(lock);
     }
     match bpf_toolchain::find() {
         Ok(toolchain) => step(&format!("BPF: {toolchain}")),
-        Err(missing) => anyhow::bail!("set-up ended without a BPF toolchain: {missing}"),
+        Err(missing) => bail!("set-up ended without a BPF toolchain: {missing}"),
     }
-    if tools >= Tools::Test {
-        pyroscope::install(&cache)?;
-        let binaries = pyroscope::binaries(&cache)?;
-        if binaries.server.is_file() {
-            step(&format!("Pyroscope: {}", binaries.server.display()));
-        }
+    if tools >= Tools::Test && !pyroscope::is_missing(&cache)? {
+        step(&format!("Pyroscope: {}", pyroscope::binaries(&cache)?.server.display()));
     }
     if tools >= Tools::All {
-        deny::install(&cache)?;
         step(&format!("cargo-deny: {}", deny::binary(&cache).display()));
     }
-    drop(lock);
     Ok(cache)
 }
 
 /// One line of progress.
 pub(crate) fn step(text: &str) {
-    // A progress line that cannot be shown stops nothing.
-    let mut stderr = io::stderr().lock();
-    writeln!(stderr, "setup: {text}").unwrap_or_default();
+    eprintln!("setup: {text}");
 }

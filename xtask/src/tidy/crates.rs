@@ -21,7 +21,7 @@ const RULES: [Rule; 4] = [
     },
     Rule {
         names: &["prost"],
-        places: &["encode", "export", "process/process_context"],
+        places: &["encode", "export", "process/process_context", "process/context_proto"],
         invariant: "only encode, export and the process-context reader mention prost",
     },
     Rule {

@@ -47,10 +47,12 @@ impl Source {
     }
 }
 
-/// Files that hold nothing but tests: `tests/*.rs` of any crate, and modules named `tests`.
+/// Files that hold nothing but tests: `tests/*.rs` of any crate, and modules named `tests` or
+/// `…_tests`.
 fn is_test_file(path: &Path) -> bool {
     let in_tests = path.parent().and_then(Path::file_name).is_some_and(|name| name == "tests");
-    in_tests || path.file_stem().is_some_and(|stem| stem == "tests")
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    in_tests || stem == "tests" || stem.ends_with("_tests")
 }
 
 /// Whether `word` stands in `line` as a word of its own, and where.
@@ -202,5 +204,6 @@ mod tests {
         assert_eq!(Source::new(Path::new("src/a.rs"), text).tests_from, 2);
         assert_eq!(Source::new(Path::new("tests/tests/spans.rs"), text).tests_from, 0);
         assert_eq!(Source::new(Path::new("src/decode/tests.rs"), text).tests_from, 0);
+        assert_eq!(Source::new(Path::new("src/process/elf_tests.rs"), text).tests_from, 0);
     }
 }
