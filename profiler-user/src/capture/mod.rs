@@ -11,6 +11,7 @@ pub mod live;
 pub mod support;
 
 mod attach;
+mod btf;
 mod drain;
 mod object;
 
