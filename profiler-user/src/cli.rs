@@ -12,7 +12,7 @@ pub const DEFAULT_HZ: u32 = 97;
 #[derive(Debug, Parser)]
 #[command(name = "spanprof", version, max_term_width = 100)]
 pub struct Cli {
-    /// Say more: -v for decisions per process, -vv for everything. RUST_LOG refines it
+    /// Say more: -v for debug messages, -vv for all. RUST_LOG, where it is set, decides instead
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
     /// What to do
@@ -90,10 +90,11 @@ pub struct Outputs {
 /// `spanprof record`.
 #[derive(Args, Debug)]
 pub struct Record {
-    /// How long: 10s, 2m, 1h. With a command, until it ends if not given
+    /// How long: 30s, 2m, 1h. If not given, 10s; with a command, until it ends
     #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// Sample this process and its descendants only. May be given more than once
+    /// Sample only this process and what it forks from now on, not the children that it has
+    /// already. May be given more than once
     #[arg(short, long = "pid", value_name = "PID", conflicts_with = "exec")]
     pub pid: Vec<u32>,
     /// How to sample.
@@ -144,7 +145,7 @@ pub struct Run {
     /// Charge samples to the local root span or to the active span
     #[arg(long, value_enum, default_value_t)]
     pub span_scope: SpanScope,
-    /// The server, up to and without /push.v1.PusherService
+    /// The server: http:// or https://, host, port, and its path prefix if it has one
     #[arg(long, value_name = "URL", env = "SPANPROF_PYROSCOPE_URL")]
     pub pyroscope_url: String,
     /// How much time one profile covers, 1s to 30s: Grafana looks 30 s around a span
@@ -180,10 +181,11 @@ pub struct Run {
     #[arg(long, value_name = "FILE", conflicts_with = "basic_auth_user")]
     #[arg(env = "SPANPROF_BEARER_TOKEN_FILE")]
     pub bearer_token_file: Option<PathBuf>,
-    /// Another header of every request. May be given more than once
+    /// Another header of every request. No place for a secret: the list of processes shows it. May
+    /// be given more than once
     #[arg(long, value_name = "NAME: VALUE")]
     pub header: Vec<String>,
-    /// Trust the certificates in this PEM file, besides the public ones
+    /// Trust the certificate authorities in this PEM file instead of the public ones
     #[arg(long, value_name = "FILE", env = "SPANPROF_TLS_CA_FILE")]
     pub tls_ca_file: Option<PathBuf>,
     /// Profiles that wait for the server, in MiB; the oldest go first
