@@ -14,7 +14,7 @@ macro_rules! counters {
 }
 
 /// How many counters there are.
-pub const COUNTERS_LEN: u32 = 18;
+pub const COUNTERS_LEN: u32 = 19;
 
 counters! {
     /// Timer ticks on a task that is to be sampled. Each becomes a record or a `LOST_*`.
@@ -53,4 +53,6 @@ counters! {
     SPAN_INVALID = 16 => "span_invalid",
     /// The record's attributes cannot be read, or are more than are read; the ids are.
     SPAN_ATTRIBUTES_CUT = 17 => "span_attributes_cut",
+    /// A child of a chosen process is not sampled: as many are as the map holds.
+    TARGETS_FULL = 18 => "targets_full",
 }

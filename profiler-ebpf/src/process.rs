@@ -38,10 +38,8 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     // The child has a copy of the parent's record but not of its process context: by OTEP 4719 it
     // publishes none until it says so. An error means that nothing was known of a namesake.
     _ = SPAN_SLOTS.remove(tgid);
-    // SAFETY: only the presence of the element is used.
-    if TARGETS_ONLY.load() != 0 && unsafe { TARGETS.get(parent) }.is_some() {
-        // A full map means that this child is not sampled: user space sees the fork as well.
-        _ = TARGETS.insert(tgid, 1, 0);
+    if TARGETS_ONLY.load() != 0 && is_target(parent) && TARGETS.insert(tgid, 1, 0).is_err() {
+        count(counter::TARGETS_FULL);
     }
     send(EVENT_FORK, tgid, parent);
 }
@@ -54,6 +52,12 @@ pub(crate) fn exit() {
     if tgid == tid {
         send(EVENT_EXIT, tgid, 0);
     }
+}
+
+#[inline(always)]
+fn is_target(tgid: u32) -> bool {
+    // SAFETY: only the presence of the element is used.
+    unsafe { TARGETS.get(tgid) }.is_some()
 }
 
 #[inline(always)]

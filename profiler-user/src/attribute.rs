@@ -146,7 +146,7 @@ fn span_label(span: &SpanRecord, process: &Process, scope: SpanScope) -> SpanLab
         let (_, value) = span.attributes.iter().find(|(key, _)| usize::from(*key) == index)?;
         Some(value)
     };
-    let name = |key| attribute(key).filter(|name| !name.is_empty()).cloned();
+    let name = |key| attribute(key).filter(|name| !name.is_empty()).map(printable);
     let root = attribute(LOCAL_ROOT_SPAN_ID_KEY).and_then(|hex| SpanId::from_hex(hex));
     let (span_id, name) = match (scope, root) {
         (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
@@ -155,6 +155,15 @@ fn span_label(span: &SpanRecord, process: &Process, scope: SpanScope) -> SpanLab
         _ => (span.span_id, name(SPAN_NAME_KEY)),
     };
     SpanLabel { trace_id: span.trace_id, span_id, name }
+}
+
+/// A name without control characters, which would break a line or a terminal further on.
+fn printable(name: &Arc<str>) -> Arc<str> {
+    if name.chars().any(char::is_control) {
+        name.replace(char::is_control, "\u{fffd}").into()
+    } else {
+        Arc::clone(name)
+    }
 }
 
 #[cfg(test)]
@@ -284,5 +293,6 @@ mod tests {
             Some("child"),
         );
         check_span(SpanScope::Active, &[(1, "")], [2; 8], None);
+        check_span(SpanScope::Active, &[(1, "a\n\u{1b}b")], [2; 8], Some("a\u{fffd}\u{fffd}b"));
     }
 }

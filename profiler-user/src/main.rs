@@ -46,7 +46,12 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             } else {
                 Box::new(io::sink())
             };
-            runtime()?.block_on(record::record(config, &mut io::stdout(), &mut progress))?;
+            let runtime = runtime()?;
+            let recorded =
+                runtime.block_on(record::record(config, &mut io::stdout(), &mut progress));
+            // A command that goes on is not waited for.
+            runtime.shutdown_background();
+            recorded?;
         }
         Command::Run(typed) => {
             let config = match RunConfig::new(*typed, record::host_name()) {

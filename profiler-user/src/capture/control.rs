@@ -39,13 +39,23 @@ impl Control {
         self.slots.insert(pid.0, slot, 0).map_err(|error| control_error(pid, error))
     }
 
-    /// The process publishes no spans, or is gone.
+    /// The process publishes no spans.
     ///
     /// # Errors
     ///
     /// The map cannot be written. That nothing was there is no error.
     pub fn clear_slot(&mut self, pid: Pid) -> Result<(), ControlError> {
         ignore_missing(self.slots.remove(&pid.0)).map_err(|error| control_error(pid, error))
+    }
+
+    /// The process is gone: its id may be given to another.
+    ///
+    /// # Errors
+    ///
+    /// A map cannot be written. That nothing was there is no error.
+    pub fn forget(&mut self, pid: Pid) -> Result<(), ControlError> {
+        self.clear_slot(pid)?;
+        ignore_missing(self.targets.remove(&pid.0)).map_err(|error| control_error(pid, error))
     }
 
     /// Sample this process, where only some are.

@@ -16,10 +16,12 @@ use aya::{
     programs::PerfEvent,
 };
 use aya_log::EbpfLogger;
+use profiler_common::counter;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attach::CpuTimers;
 use super::batch::{Batch, RecordKind};
+use super::counters::Counters;
 use super::live::{CaptureError, SAMPLER};
 use crate::stats::{Count, Stats};
 
@@ -44,8 +46,11 @@ pub(super) struct Drain {
     pub(super) stats: Arc<Stats>,
     /// Readable when it is time to stop.
     pub(super) stop: OwnedFd,
+    pub(super) counters: Arc<Counters>,
     /// Process events were dropped and the next stage does not know yet.
     pub(super) events_lost: bool,
+    /// How many the kernel had no room for, when it was asked last.
+    pub(super) kernel_events_lost: u64,
 }
 
 impl Drain {
@@ -67,6 +72,7 @@ impl Drain {
             if Instant::now() >= cpus_at {
                 cpus_at += CPU_PERIOD;
                 self.follow_cpus();
+                self.note_lost_events();
             }
         }
     }
@@ -106,6 +112,15 @@ impl Drain {
         hand_on(batch, &self.batches, &self.stats, &mut self.events_lost);
         if let Some(logger) = &mut self.logger {
             logger.flush();
+        }
+    }
+
+    /// What is known of processes may be stale when the kernel had no room for their events.
+    fn note_lost_events(&mut self) {
+        if let Ok(totals) = self.counters.totals() {
+            let lost = totals.get(counter::EVENT_LOST_RING_FULL);
+            self.events_lost |= lost > self.kernel_events_lost;
+            self.kernel_events_lost = lost;
         }
     }
 

@@ -135,7 +135,7 @@ pub struct Started {
     /// The way back.
     pub control: Control,
     /// The books.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Capture {
@@ -182,7 +182,7 @@ impl Capture {
             .as_fd()
             .try_clone_to_owned()
             .map_err(CaptureError::Thread)?;
-        let counters = Counters::new(counters, sampler_fd);
+        let counters = Arc::new(Counters::new(counters, sampler_fd));
         let mut timers = CpuTimers::default();
         let failed = timers.follow_online(program, config.hz)?;
         if let Some((_cpu, error)) = failed.into_iter().next() {
@@ -201,7 +201,9 @@ impl Capture {
             batches: to_next_stage,
             stats,
             stop: stop.try_clone().map_err(CaptureError::Thread)?,
+            counters: Arc::clone(&counters),
             events_lost: false,
+            kernel_events_lost: 0,
         };
         let drain = std::thread::Builder::new()
             .name("drain".to_owned())

@@ -174,6 +174,7 @@ impl State {
             let told = match fact {
                 ControlFact::SetSlot { pid, slot } => self.control.set_slot(pid, slot),
                 ControlFact::ClearSlot { pid } => self.control.clear_slot(pid),
+                ControlFact::Gone { pid } => self.control.forget(pid),
             };
             if let Err(error) = told {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no spans of a process");

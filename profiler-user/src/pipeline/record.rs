@@ -22,7 +22,7 @@ use crate::capture::{CaptureConfig, Counters};
 use crate::config::RecordConfig;
 use crate::decode::Pid;
 use crate::export::file::{AtomicFile, FileError, check_writable};
-use crate::process::ElfRegistry;
+use crate::process::{ElfRegistry, Proc};
 use crate::recording;
 use crate::stats::{Count, Stats};
 use crate::symbolize::{RecordedNames, Symbolizer, SymbolizerConfig};
@@ -101,7 +101,7 @@ pub async fn record(
     let targets = match &waiting {
         Some(Waiting { pid, .. }) => Some(vec![*pid]),
         None if config.pids.is_empty() => None,
-        None => Some(config.pids.clone()),
+        None => Some(Proc::default().with_descendants(&config.pids)?),
     };
     let watched = watch(&config.pids)?;
 

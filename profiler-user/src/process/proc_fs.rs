@@ -41,6 +41,32 @@ impl Proc {
         Ok(names.filter_map(|name| Some(Pid(name.to_str()?.parse().ok()?))).collect())
     }
 
+    /// These processes and all that descend from them.
+    ///
+    /// # Errors
+    ///
+    /// The list of processes cannot be read.
+    pub fn with_descendants(&self, of: &[Pid]) -> io::Result<Vec<Pid>> {
+        let parents: Vec<(Pid, Pid)> = self
+            .pids()?
+            .into_iter()
+            // One that is gone meanwhile has no parent to tell.
+            .filter_map(|pid| Some((pid, self.process(pid).ok()?.stat().ok()?.parent)))
+            .collect();
+        let mut found = of.to_vec();
+        let mut next = 0;
+        while let Some(&pid) = found.get(next) {
+            let children = parents.iter().filter(|(_, parent)| *parent == pid);
+            for (child, _) in children {
+                if !found.contains(child) {
+                    found.push(*child);
+                }
+            }
+            next += 1;
+        }
+        Ok(found)
+    }
+
     /// Takes hold of a process: what is read through it is of this very process, also if the
     /// kernel gives its id to another one meanwhile.
     pub(super) fn process(&self, pid: Pid) -> io::Result<ProcessDir> {
@@ -150,6 +176,8 @@ pub(super) struct ProcessStat {
     pub(super) comm: String,
     /// The first thread's state, `Z` for a zombie.
     pub(super) state: u8,
+    /// The process that made it, or that adopted it.
+    pub(super) parent: Pid,
     /// `PF_*`.
     pub(super) flags: u64,
     /// How many threads there are.
@@ -185,6 +213,7 @@ impl ProcessStat {
         Some(Self {
             comm,
             state: *fields.first()?.as_bytes().first()?,
+            parent: Pid(u32::try_from(number(4)?).ok()?),
             flags: number(9)?,
             threads: number(20)?,
             start_time: number(22)?,
@@ -206,6 +235,7 @@ mod tests {
             Some(ProcessStat {
                 comm: "a) b (c)".into(),
                 state: b'S',
+                parent: Pid(1),
                 flags: 4_194_560,
                 threads: 9,
                 start_time: 1234,
@@ -213,6 +243,21 @@ mod tests {
             })
         );
         assert_eq!(ProcessStat::parse(b"42 (a) S 1 2 3"), None);
+    }
+
+    #[test]
+    fn descendants_are_found_through_each_parent() {
+        let root = tempfile::tempdir().unwrap();
+        for (pid, parent) in [(1, 0), (7, 1), (8, 7), (9, 8), (10, 1)] {
+            let folder = root.path().join(pid.to_string());
+            fs::create_dir(&folder).unwrap();
+            let stat = format!("{pid} (a) S {parent} 1 1 0 -1 0 1 2 3 4 5 6 7 8 20 0 9 0 1 2 3\n");
+            fs::write(folder.join("stat"), stat).unwrap();
+        }
+        let proc = Proc { root: root.path().to_owned() };
+        let mut found = proc.with_descendants(&[Pid(7), Pid(10)]).unwrap();
+        found.sort();
+        assert_eq!(found, [Pid(7), Pid(8), Pid(9), Pid(10)]);
     }
 
     #[test]

@@ -80,6 +80,11 @@ pub enum ControlFact {
         /// The process.
         pid: Pid,
     },
+    /// The process is gone: nothing about it is to be kept.
+    Gone {
+        /// The process.
+        pid: Pid,
+    },
 }
 
 /// The processes of the host.
@@ -99,6 +104,8 @@ pub struct ProcessTable {
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
     pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
+    /// Processes that were seen to be gone since the BPF programs were told last.
+    pub(super) gone: Vec<Pid>,
     pub(super) stats: TableStats,
     generations: u64,
 }
@@ -124,6 +131,8 @@ pub(super) struct Entry {
     pub(super) gone: bool,
     pub(super) backoff: Backoff,
     pub(super) slot: Option<SpanSlot>,
+    /// It is a copy of its parent: it was forked, and runs no program of its own yet.
+    pub(super) is_copy: bool,
     /// When it was read last.
     pub(super) read_at: BootTime,
     /// Grows with each program that the process runs.
@@ -166,6 +175,7 @@ impl ProcessTable {
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
             control: BTreeMap::new(),
+            gone: Vec::new(),
             stats: TableStats::default(),
             generations: 0,
             limits,
@@ -243,12 +253,13 @@ impl ProcessTable {
     /// What the BPF programs are to be told since the last call.
     pub fn take_control(&mut self) -> Vec<ControlFact> {
         let facts = std::mem::take(&mut self.control).into_iter();
-        facts
-            .map(|(pid, slot)| match slot {
-                Some(slot) => ControlFact::SetSlot { pid, slot },
-                None => ControlFact::ClearSlot { pid },
-            })
-            .collect()
+        let slots = facts.map(|(pid, slot)| match slot {
+            Some(slot) => ControlFact::SetSlot { pid, slot },
+            None => ControlFact::ClearSlot { pid },
+        });
+        let gone = self.gone.drain(..).map(|pid| ControlFact::Gone { pid });
+        // What is gone goes first: its id may be another's already.
+        gone.chain(slots).collect()
     }
 
     /// What it did since it was made.
@@ -264,6 +275,7 @@ impl ProcessTable {
         let generation = self.next_generation();
         let entry = self.entry(pid);
         entry.state = State::Unread;
+        entry.is_copy = false;
         entry.exited_at = None;
         entry.gone = false;
         entry.backoff = Backoff::default();
@@ -282,6 +294,7 @@ impl ProcessTable {
         let inherited = self.view(parent, at).map(|parent| Arc::new(parent.child(pid)));
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.is_copy = true;
         entry.exited_at = None;
         entry.gone = false;
         entry.backoff = Backoff::default();
@@ -331,6 +344,7 @@ impl ProcessTable {
                 gone: false,
                 backoff: Backoff::default(),
                 slot: None,
+                is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
                 used: by_use.insert(pid),

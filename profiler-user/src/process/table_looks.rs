@@ -214,7 +214,10 @@ impl ProcessTable {
 
     fn set_slot(&mut self, pid: Pid, slot: Option<(SpanSlot, SlotSource)>) -> Option<SlotSource> {
         let entry = self.processes.get_mut(&pid)?;
-        let Some((slot, source)) = slot else {
+        // A copy has its parent's pointer to a record, but works on no span of its parent's: it
+        // publishes again when it has a process context of its own (OTEP 4719).
+        let own = |source| source == SlotSource::Context || !entry.is_copy;
+        let Some((slot, source)) = slot.filter(|(_, source)| own(*source)) else {
             self.clear_slot(pid);
             return None;
         };
@@ -248,9 +251,11 @@ impl ProcessTable {
     fn note_gone(&mut self, pid: Pid) {
         self.clear_slot(pid);
         let now = self.now;
-        if let Some(entry) = self.processes.get_mut(&pid) {
-            entry.gone = true;
+        if let Some(entry) = self.processes.get_mut(&pid)
+            && !std::mem::replace(&mut entry.gone, true)
+        {
             entry.exited_at.get_or_insert(now);
+            self.gone.push(pid);
         }
     }
 

@@ -312,3 +312,19 @@ fn processes_and_mappings_are_bounded() {
     let small = table(&fake, TableLimits { mappings: 6, ..TableLimits::default() });
     assert_eq!(small.stats().processes_evicted, 17);
 }
+
+#[test]
+fn a_process_that_is_gone_is_told_once() {
+    let fake = FakeProc::new();
+    fake.add(7, 5000, &anonymous(0x1000));
+    let mut table = table(&fake, TableLimits::default());
+    assert_eq!(table.take_control(), []);
+    table.on_event(event(7, NOW, ProcessEventKind::Exit));
+    fake.remove(7);
+    for ms in [30, 2000, 4000] {
+        table.tick(at(NOW + ms));
+    }
+    assert_eq!(table.take_control(), [ControlFact::Gone { pid: Pid(7) }]);
+    table.tick(at(NOW + 20_000));
+    assert_eq!(table.take_control(), []);
+}

@@ -100,6 +100,7 @@ impl<R: Read> Reader<R> {
                 TAG_END => return content(TAG_END, &self.chunk).map(Recorded::End).map(Some),
                 TAG_NAMES => {
                     self.done = true;
+                    self.check_end()?;
                     return content(TAG_NAMES, &self.chunk).map(Recorded::Names).map(Some);
                 }
                 tag => return Err(ReadError::UnknownChunk(tag)),
@@ -115,6 +116,15 @@ impl<R: Read> Reader<R> {
             .and_then(|number| self.processes.get(number))
             .ok_or(ReadError::NoSuchProcess)?;
         Ok(Recorded::Sample { record, process })
+    }
+
+    /// Nothing follows, and the stream's checksum is right: it comes last.
+    fn check_end(&mut self) -> Result<(), ReadError> {
+        match self.input.read(&mut [0]) {
+            Ok(0) => Ok(()),
+            Ok(_) => Err(ReadError::Damaged(io::ErrorKind::InvalidData.into())),
+            Err(error) => Err(ReadError::Damaged(error)),
+        }
     }
 
     fn read_chunk(&mut self) -> Result<u8, ReadError> {

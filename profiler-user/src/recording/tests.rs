@@ -41,10 +41,7 @@ fn read(bytes: &[u8]) -> Result<(Samples, usize, usize), ReadError> {
     while let Some(recorded) = reader.read_next()? {
         match recorded {
             Recorded::Sample { record, process } => samples.push((record.to_vec(), process.pid.0)),
-            Recorded::End(found) => {
-                assert_eq!(found, end());
-                ends += 1;
-            }
+            Recorded::End(found) => ends += usize::from(found == end()),
             Recorded::Names(_) => names += 1,
         }
     }
@@ -67,7 +64,7 @@ fn other_files_are_told_apart() {
 #[test]
 fn a_file_that_is_cut_anywhere_is_an_error() {
     let whole = recorded();
-    for len in 0..whole.len() - 8 {
+    for len in 0..whole.len() {
         assert!(read(&whole[..len]).is_err(), "cut at {len} of {}", whole.len());
     }
 }
@@ -93,13 +90,13 @@ fn chunks_that_nobody_writes_are_refused() {
 
 proptest! {
     #[test]
-    fn a_damaged_file_is_an_error_or_reads_otherwise(at in 0_usize..2000, with in any::<u8>()) {
+    fn a_damaged_file_is_an_error(at in 0_usize..2000, flip in 1_u8..) {
         let mut file = recorded();
-        let len = file.len();
-        file[at % len] ^= with;
-        // Whatever comes of it: no panic, and an end.
-        if let Ok((samples, ..)) = read(&file) {
-            prop_assert!(samples.len() <= file.len());
-        }
+        let at = at % file.len();
+        file[at] ^= flip;
+        // The checksum at the end finds what the chunks do not, but for the parts of the gzip
+        // header that mean nothing to a reader: flags of its kind, time and system.
+        let meaningless = MAGIC.len() + 3..MAGIC.len() + 10;
+        prop_assert!(meaningless.contains(&at) || read(&file).is_err(), "byte {at}");
     }
 }
