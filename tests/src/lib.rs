@@ -2,5 +2,6 @@
 //! server.
 
 pub mod require;
+pub mod wait;
 
 pub mod pyroscope;

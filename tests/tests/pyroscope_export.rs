@@ -141,12 +141,13 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use profiler_user::export::Profile;
     use profiler_user::export::pyroscope::{Pyroscope, PyroscopeConfig, Queued};
     use profiler_user::stats::{Count, Stats};
-    use spanprof_tests::pyroscope::{SERVER_VARIABLE, Server, SpanProfile, TimeRange};
+    use spanprof_tests::pyroscope::{Server, SpanProfile, TimeRange};
+    use spanprof_tests::{require, wait};
     use tokio::runtime::Runtime;
 
     use crate::pprof::{self, Row};
@@ -155,17 +156,6 @@ mod tests {
     /// Between two windows of the outage test.
     const PACE: Duration = Duration::from_millis(10);
     const GRACE: Duration = Duration::from_secs(60);
-
-    /// The server, or a loud skip, which is a failure where all tests must run.
-    fn server_or_skip() -> Option<Server> {
-        if std::env::var_os(SERVER_VARIABLE).is_none() {
-            let all = std::env::var_os("SPANPROF_TESTS").is_some_and(|tests| tests == "all");
-            assert!(!all, "SPANPROF_TESTS=all, but {SERVER_VARIABLE} names no server");
-            eprintln!("SKIPPED: {SERVER_VARIABLE} names no Pyroscope server");
-            return None;
-        }
-        Some(Server::start().unwrap())
-    }
 
     fn unix_ns() -> i64 {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
@@ -230,7 +220,7 @@ mod tests {
 
     #[test]
     fn each_span_has_exactly_its_own_time_and_functions() {
-        let Some(mut server) = server_or_skip() else { return };
+        let mut server = Server::start_binary(&require!(Pyroscope)).unwrap();
         let (browse, buy) = ("00f067aa0ba902b7", "b7ad6b7169203331");
         let rows: &[Row<'_>] = &[
             (&["sort", "handle_browse", "main"], 3 * TEN_MS, Some(browse)),
@@ -269,7 +259,7 @@ mod tests {
 
     #[test]
     fn what_the_server_refuses_is_counted_and_said() {
-        let Some(server) = server_or_skip() else { return };
+        let server = Server::start_binary(&require!(Pyroscope)).unwrap();
         let exporter = Exporter::start(&PyroscopeConfig::new(server.url()));
         // Two hours old: above the server's limit, and above ours, which is asked first.
         let mut old = profile("shop", &[(&["main"], TEN_MS, None)]);
@@ -303,7 +293,7 @@ mod tests {
     /// Windows go on coming while the server is asked to end, is away, and is back.
     #[test]
     fn an_outage_of_the_server_loses_nothing_and_doubles_nothing() {
-        let Some(mut server) = server_or_skip() else { return };
+        let mut server = Server::start_binary(&require!(Pyroscope)).unwrap();
         let mut config = PyroscopeConfig::new(server.url());
         config.retry.max = Duration::from_secs(1);
         let exporter = Exporter::start(&config);
@@ -369,10 +359,6 @@ mod tests {
 
     #[track_caller]
     fn wait_until(condition: impl Fn() -> bool, server: &Server) {
-        let deadline = Instant::now() + GRACE;
-        while !condition() {
-            assert!(Instant::now() < deadline, "never came true; {}", server.log_end());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        assert!(wait::until(GRACE, condition), "never came true; {}", server.log_end());
     }
 }
