@@ -5,10 +5,10 @@
 //!
 //! | tag | content | when |
 //! | --- | --- | --- |
-//! | `P` | JSON: what was known of a process ([`RecordedProcess`]); numbered 0, 1, … | before its first sample |
+//! | `P` | JSON: what was known of a process ([`RecordedProcess`](crate::process::RecordedProcess)); numbered 0, 1, … | before its first sample |
 //! | `S` | the number of a process (`u32`, little endian), then a sample record | as taken |
 //! | `E` | JSON: time, period and host ([`End`]), and the kernel's counters | once, last but one |
-//! | `N` | JSON: the names of all locations ([`RecordedNames`]) | once, last |
+//! | `N` | JSON: the names of all locations ([`RecordedNames`](crate::symbolize::RecordedNames)) | once, last |
 //!
 //! Each sample names what was known of its process when it was taken, so that a replay depends on
 //! no clock. A sample record is in the byte order of the machine that took it.
