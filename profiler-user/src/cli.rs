@@ -93,8 +93,7 @@ pub struct Record {
     /// How long: 30s, 2m, 1h. If not given, 10s; with a command, until it ends
     #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
-    /// Sample only this process and what it forks from now on, not the children that it has
-    /// already. May be given more than once
+    /// Sample only this process and its descendants. May be given more than once
     #[arg(short, long = "pid", value_name = "PID", conflicts_with = "exec")]
     pub pid: Vec<u32>,
     /// How to sample.
