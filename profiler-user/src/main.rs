@@ -133,11 +133,22 @@ fn start_log(verbose: u8, command: &Command) {
         1 => "debug",
         _ => "trace",
     };
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_unset| EnvFilter::new(format!("warn,profiler_user={level}")));
+    let bpf_log = match command {
+        Command::Record(typed) => typed.sampling.bpf_log,
+        Command::Run(typed) => typed.sampling.bpf_log,
+        _ => false,
+    };
+    // The BPF programs' diagnostics come under the name of their crate.
+    let bpf = if bpf_log { "debug" } else { "off" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| {
+        EnvFilter::new(format!("warn,profiler_user={level},profiler_bpf={bpf}"))
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
+        // It would tell of a standard error that is gone on that very standard error, and panic in
+        // whichever thread wanted to log.
+        .log_internal_errors(false)
         .init();
 }
