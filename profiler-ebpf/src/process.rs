@@ -38,8 +38,13 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     // The child has a copy of the parent's record but not of its process context: by OTEP 4719 it
     // publishes none until it says so. An error means that nothing was known of a namesake.
     _ = SPAN_SLOTS.remove(tgid);
-    if TARGETS_ONLY.load() != 0 && is_target(parent) && TARGETS.insert(tgid, 1, 0).is_err() {
-        count(counter::TARGETS_FULL);
+    if TARGETS_ONLY.load() != 0 {
+        if !is_target(parent) {
+            // An error means that no namesake was a target.
+            _ = TARGETS.remove(tgid);
+        } else if TARGETS.insert(tgid, 1, 0).is_err() {
+            count(counter::TARGETS_FULL);
+        }
     }
     send(EVENT_FORK, tgid, parent);
 }

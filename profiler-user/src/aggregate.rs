@@ -1,7 +1,7 @@
 //! Attributed samples to [`Window`]s: counts by service, stack and span. Pure.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -70,22 +70,55 @@ impl Group {
     }
 }
 
-/// The most distinct frames that one window holds: 64 MiB of [`Location`]s.
-const FRAMES_MAX: usize = 4 << 20;
-/// The most distinct (stack, span) pairs of one window.
-const ROWS_MAX: usize = 1 << 20;
+/// How much one window holds, and how much of it one service may take: a process that makes up stacks
+/// and spans is not to blind the profiler to the others.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Frames of distinct stacks: 24 bytes each.
+    frames: usize,
+    /// Distinct pairs of stack and span.
+    rows: usize,
+    /// Bytes of distinct span names.
+    name_bytes: usize,
+}
+
+const WINDOW: Limits = Limits { frames: 4 << 20, rows: 1 << 20, name_bytes: 32 << 20 };
+const SERVICE: Limits = Limits { frames: 1 << 20, rows: 1 << 18, name_bytes: 8 << 20 };
 
 /// A window in the making.
 #[derive(Debug, Default)]
 pub struct Aggregator {
     groups: BTreeMap<Arc<ServiceIdentity>, GroupInProgress>,
-    frames: usize,
-    rows: usize,
+    held: Held,
 }
 
-/// The window holds as many distinct stacks or spans as it may: the sample was not added.
+/// What a window or a service holds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    frames: usize,
+    rows: usize,
+    name_bytes: usize,
+}
+
+impl Held {
+    fn within(self, limits: Limits) -> bool {
+        self.frames <= limits.frames
+            && self.rows <= limits.rows
+            && self.name_bytes <= limits.name_bytes
+    }
+
+    fn plus(self, more: Self) -> Self {
+        Self {
+            frames: self.frames.saturating_add(more.frames),
+            rows: self.rows.saturating_add(more.rows),
+            name_bytes: self.name_bytes.saturating_add(more.name_bytes),
+        }
+    }
+}
+
+/// The window or the service holds as many distinct stacks or spans as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the window holds as many distinct stacks as it may")]
+#[error("the window holds as many distinct stacks and spans as it may")]
 pub struct WindowFull;
 
 #[derive(Debug, Default)]
@@ -93,7 +126,10 @@ struct GroupInProgress {
     main_elf: Option<ElfId>,
     stacks: IndexSet<Stack>,
     spans: IndexSet<SpanLabel>,
+    /// Each name once: a span's own copy of it goes.
+    names: HashSet<Arc<str>>,
     rows: HashMap<(usize, Option<usize>), Totals>,
+    held: Held,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -107,24 +143,23 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// The sample is not added: the window is full.
+    /// The sample is not added: it has a stack or a span that the window, or its service's part of
+    /// it, has no room for. Samples of stacks and spans that are there already are always counted.
     pub fn add(&mut self, sample: AttributedSample) -> Result<(), WindowFull> {
         let AttributedSample { service, main_elf, stack, span, value } = sample;
-        if self.frames.saturating_add(stack.len()) > FRAMES_MAX || self.rows >= ROWS_MAX {
+        let group = self.groups.entry(service).or_default();
+        let more = group.would_take(&stack, span.as_ref());
+        let is_new = more.rows > 0;
+        if is_new && !(self.held.plus(more).within(WINDOW) && group.held.plus(more).within(SERVICE))
+        {
             return Err(WindowFull);
         }
-        let group = self.groups.entry(service).or_default();
+        self.held = self.held.plus(more);
+        group.held = group.held.plus(more);
         group.main_elf = group.main_elf.or(main_elf);
-        let depth = stack.len();
-        let (stack, is_new) = group.stacks.insert_full(stack);
-        if is_new {
-            self.frames = self.frames.saturating_add(depth);
-        }
-        let span = span.map(|span| group.spans.insert_full(span).0);
-        let totals = group.rows.entry((stack, span)).or_insert_with(|| {
-            self.rows = self.rows.saturating_add(1);
-            Totals::default()
-        });
+        let (stack, _) = group.stacks.insert_full(stack);
+        let span = span.map(|span| group.span(span));
+        let totals = group.rows.entry((stack, span)).or_default();
         totals.samples = totals.samples.saturating_add(1);
         totals.cpu_ns = totals.cpu_ns.saturating_add(value);
         Ok(())
@@ -143,8 +178,42 @@ impl Aggregator {
 }
 
 impl GroupInProgress {
+    /// What this stack under this span would add; nothing if the pair is there.
+    fn would_take(&self, stack: &[Location], span: Option<&SpanLabel>) -> Held {
+        let stack_at = self.stacks.get_index_of(stack);
+        let span_at = span.map(|span| self.spans.get_index_of(span));
+        let pair = match (stack_at, span_at) {
+            (Some(stack), None) => Some((stack, None)),
+            (Some(stack), Some(Some(span))) => Some((stack, Some(span))),
+            _ => None,
+        };
+        if pair.is_some_and(|pair| self.rows.contains_key(&pair)) {
+            return Held::default();
+        }
+        let new_name =
+            span.and_then(|span| span.name.as_ref()).filter(|name| !self.names.contains(*name));
+        Held {
+            frames: if stack_at.is_some() { 0 } else { stack.len() },
+            rows: 1,
+            name_bytes: new_name.map_or(0, |name| name.len()),
+        }
+    }
+
+    fn span(&mut self, mut span: SpanLabel) -> usize {
+        if let Some(at) = self.spans.get_index_of(&span) {
+            return at;
+        }
+        if let Some(name) = &span.name {
+            match self.names.get(name) {
+                Some(known) => span.name = Some(Arc::clone(known)),
+                None => _ = self.names.insert(Arc::clone(name)),
+            }
+        }
+        self.spans.insert_full(span).0
+    }
+
     fn finish(self, service: Arc<ServiceIdentity>) -> Group {
-        let Self { main_elf, stacks, spans, rows } = self;
+        let Self { main_elf, stacks, spans, names: _, rows, held: _ } = self;
         let mut rows: Vec<Row> = rows
             .into_iter()
             .map(|((stack, span), Totals { samples, cpu_ns })| Row { stack, span, samples, cpu_ns })
@@ -208,16 +277,37 @@ mod tests {
     }
 
     #[test]
-    fn a_full_window_refuses_and_the_next_one_takes_again() {
+    fn a_service_that_makes_up_stacks_blinds_nobody_else() {
         let mut aggregator = Aggregator::default();
-        let deep: Vec<u64> = (0..1 << 20).collect();
+        let deep: Vec<u64> = (0..1 << 18).collect();
         let mut taken = 0;
-        while aggregator.add(sample("a", &deep[taken..], None)).is_ok() {
+        while aggregator.add(sample("hostile", &deep[taken..], None)).is_ok() {
             taken += 1;
         }
-        assert!(taken >= 3, "{taken}");
+        assert_eq!(taken, 4, "a quarter of the window");
+        aggregator.add(sample("hostile", &deep, None)).expect("it is there already");
+        aggregator.add(sample("other", &deep, Some(1))).expect("there is room for others");
         let window = aggregator.take(0, 0, 0);
-        assert_eq!(window.samples(), u64::try_from(taken).unwrap());
-        aggregator.add(sample("a", &deep, None)).unwrap();
+        assert_eq!(window.samples(), 6);
+        assert!(aggregator.add(sample("hostile", &deep[1..], None)).is_ok(), "a new window");
+    }
+
+    #[test]
+    fn a_name_is_held_once() {
+        let mut aggregator = Aggregator::default();
+        for id in 0..3 {
+            let mut sample = sample("a", &[1], Some(id));
+            let label = sample.span.as_mut().unwrap();
+            label.name = Some(Arc::from("x".repeat(1000)));
+            aggregator.add(sample).unwrap();
+        }
+        assert_eq!(aggregator.held.name_bytes, 1000);
+        let window = aggregator.take(0, 0, 0);
+        let names: Vec<_> = window.groups[0]
+            .spans
+            .iter()
+            .map(|span| span.name.as_ref().unwrap().as_ptr())
+            .collect();
+        assert_eq!(names[0], names[2]);
     }
 }

@@ -109,8 +109,14 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
         UserStack::Compat => stack.push(Location::Unresolved(Unresolved::Compat)),
         UserStack::NoRegisters => stack.push(Location::Unresolved(Unresolved::NoRegisters)),
     }
+    // A process that was gone before it was read still has the name that the kernel gave it.
+    let service = if process.name.is_empty() && !sample.comm.is_empty() {
+        Arc::new(ServiceIdentity::unknown(&sample.comm))
+    } else {
+        Arc::clone(&process.service)
+    };
     AttributedSample {
-        service: Arc::clone(&process.service),
+        service,
         main_elf: process.main_elf,
         stack: stack.into(),
         span: sample.span.as_ref().ok().map(|span| span_label(span, process, scope)),
@@ -250,6 +256,17 @@ mod tests {
             cut.user_stack = stack;
             check_stack(&cut, &process(), &unresolved(reason));
         }
+    }
+
+    #[test]
+    fn a_process_that_was_not_read_has_its_threads_name() {
+        let service = |process: &Process| {
+            attribute(&sample(vec![]), process, SpanScope::Active).service.name.clone()
+        };
+        let unread = Process::not_read(Pid(1), Some(Unreadable::Gone));
+        assert_eq!(service(&unread), "unknown_service:t");
+        let read = Process { name: "exe".into(), ..unread };
+        assert_eq!(service(&read), "unknown_service");
     }
 
     #[track_caller]

@@ -12,6 +12,7 @@
 pub mod stats;
 
 pub mod decode;
+pub mod clock;
 pub mod process;
 pub mod capture;
 pub mod attribute;

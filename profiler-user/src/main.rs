@@ -105,10 +105,10 @@ fn privileges_missing() -> Option<ExitCode> {
         match verdict {
             Verdict::Ok => {}
             Verdict::Degraded { cost, remedy } => {
-                complain(&format!("spanprof: no {what}: {cost} ({remedy})"));
+                complain(&format!("spanprof: {what}: {cost} ({remedy})"));
             }
             Verdict::Fatal { cost, remedy } => {
-                complain(&format!("spanprof: no {what}: {cost} ({remedy})"));
+                complain(&format!("spanprof: {what}: {cost} ({remedy})"));
                 fatal = true;
             }
         }

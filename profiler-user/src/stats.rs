@@ -42,6 +42,8 @@ counts! {
     LostAttributeQueueFull => "lost_attribute_queue_full",
     /// Samples lost: the record is malformed.
     LostMalformed => "lost_malformed",
+    /// Samples whose span record has ids of zero: no span. They are not lost.
+    SpanIdsZero => "span_ids_zero",
     /// Samples that went into a window.
     SamplesAggregated => "samples_aggregated",
     /// Samples lost: the finishing thread was behind and a whole window was dropped.

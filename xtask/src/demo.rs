@@ -21,6 +21,10 @@ const SECONDS: u64 = 20;
 const HZ: u32 = 499;
 /// How much of the CPU time inside spans must be labelled.
 const LABELLED_MIN: f64 = 0.97;
+/// And no more than there is, but for the error of the sampling itself.
+const LABELLED_MAX: f64 = 1.03;
+/// How much, in percent, may be under spans that the service does not know.
+const STRANGE_MAX: f64 = 1.0;
 /// How far a route's share may be from the service's own, in percentage points.
 const SHARE_ERROR_MAX: f64 = 3.0;
 
@@ -54,7 +58,7 @@ pub(crate) fn run() -> Result<()> {
         Ok(_listening) => {}
         Err(_not_json) => println!("{line}"),
     })?;
-    ensure!(succeeded, "spanprof samples by BPF: run as root, see `spanprof doctor`");
+    ensure!(succeeded, "spanprof failed (it needs root: see `spanprof doctor`)");
     let truth = truth.context("the example service did not say what it measured")?;
 
     compare(&roots(&truth)?, &Profile::read(&folder)?)?;
@@ -137,8 +141,17 @@ fn compare(truth: &BTreeMap<String, u64>, profile: &Profile) -> Result<()> {
         seconds(labelled),
         100.0 * part
     );
-    if part < LABELLED_MIN {
-        wrong.push(format!("only {:.1} % of the CPU time inside spans is labelled", 100.0 * part));
+    if !(LABELLED_MIN..=LABELLED_MAX).contains(&part) {
+        wrong.push(format!("{:.1} % of the CPU time inside spans is labelled", 100.0 * part));
+    }
+    let strange: u64 = profile
+        .routes
+        .iter()
+        .filter(|(name, _)| !truth.contains_key(*name))
+        .map(|(_, ns)| ns)
+        .sum();
+    if percent(strange, labelled) > STRANGE_MAX {
+        wrong.push(format!("{:.3} s are under spans that the service has not", seconds(strange)));
     }
     for (route, own) in ROUTES {
         let stacks = profile.stacks.get(route).map(Vec::as_slice).unwrap_or_default();

@@ -3,56 +3,79 @@
 /// What a record's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
-    /// A `profiler_common::sample` record.
-    Sample,
     /// A `profiler_common::process` record.
     ProcessEvent,
+    /// A `profiler_common::sample` record.
+    Sample,
 }
 
-/// Records in the order in which they were drained, in one allocation.
+/// Records in the order in which they are to be read, in two allocations.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
-    bytes: Vec<u8>,
-    ends: Vec<(RecordKind, usize)>,
-    samples: u64,
+    events: Records,
+    samples: Records,
     /// Process events were lost since the last batch: what is known of processes may be stale.
     pub events_lost: bool,
+}
+
+/// Records of one kind, one behind the other.
+#[derive(Clone, Debug, Default)]
+struct Records {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
 }
 
 impl Batch {
     /// Appends one record.
     pub fn push(&mut self, kind: RecordKind, record: &[u8]) {
-        self.bytes.extend_from_slice(record);
-        self.ends.push((kind, self.bytes.len()));
-        self.samples += u64::from(kind == RecordKind::Sample);
+        let records = match kind {
+            RecordKind::ProcessEvent => &mut self.events,
+            RecordKind::Sample => &mut self.samples,
+        };
+        records.bytes.extend_from_slice(record);
+        records.ends.push(records.bytes.len());
     }
 
-    /// The records, oldest first within a kind.
+    /// The records: all events first, because a sample after an exec must not be looked up in the
+    /// program before it. (One before it is: what is known of a process is known by time.)
     pub fn records(&self) -> impl Iterator<Item = (RecordKind, &[u8])> {
-        let mut start = 0;
-        self.ends.iter().map(move |&(kind, end)| {
-            let record = self.bytes.get(start..end).unwrap_or_default();
-            start = end;
-            (kind, record)
-        })
+        let events = self.events.iter().map(|record| (RecordKind::ProcessEvent, record));
+        events.chain(self.samples.iter().map(|record| (RecordKind::Sample, record)))
     }
 
     /// How many of the records are samples.
     #[must_use]
     pub fn samples(&self) -> u64 {
-        self.samples
+        u64::try_from(self.samples.ends.len()).unwrap_or(u64::MAX)
+    }
+
+    /// Whether some of the records are process events.
+    #[must_use]
+    pub fn has_events(&self) -> bool {
+        !self.events.ends.is_empty()
     }
 
     /// How many bytes the records have.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.bytes.len()
+        self.events.bytes.len().saturating_add(self.samples.bytes.len())
     }
 
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty() && !self.events_lost
+        self.events.ends.is_empty() && self.samples.ends.is_empty() && !self.events_lost
+    }
+}
+
+impl Records {
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let record = self.bytes.get(start..end).unwrap_or_default();
+            start = end;
+            record
+        })
     }
 }
 
@@ -72,21 +95,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_gives_back_what_was_put_in() {
+    fn a_batch_gives_back_what_was_put_in_events_first() {
         let mut batch = Batch::default();
-        assert!(batch.is_empty());
+        assert!(batch.is_empty() && !batch.has_events());
         batch.push(RecordKind::Sample, &[1, 2, 3]);
         batch.push(RecordKind::ProcessEvent, &[]);
         batch.push(RecordKind::Sample, &[4]);
+        batch.push(RecordKind::ProcessEvent, &[5, 6]);
         let records: Vec<_> = batch.records().collect();
         assert_eq!(
             records,
             [
-                (RecordKind::Sample, &[1_u8, 2, 3][..]),
-                (RecordKind::ProcessEvent, &[]),
+                (RecordKind::ProcessEvent, &[][..]),
+                (RecordKind::ProcessEvent, &[5, 6]),
+                (RecordKind::Sample, &[1_u8, 2, 3]),
                 (RecordKind::Sample, &[4]),
             ]
         );
-        assert_eq!((batch.samples(), batch.len(), batch.is_empty()), (2, 4, false));
+        assert_eq!((batch.samples(), batch.len()), (2, 6));
+        assert!(!batch.is_empty() && batch.has_events());
     }
 }

@@ -46,6 +46,16 @@ impl Counters {
         Ok(SamplerCost::from_fdinfo(&fs::read_to_string(path)?))
     }
 
+    /// One counter of `profiler_common::counter`, summed over the CPUs.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals`](Self::totals).
+    pub fn total(&self, index: u32) -> io::Result<u64> {
+        let values = self.map.get(&index, 0).map_err(io::Error::other)?;
+        Ok(values.iter().sum())
+    }
+
     /// Sums each counter over the CPUs.
     ///
     /// # Errors
@@ -54,8 +64,7 @@ impl Counters {
     pub fn totals(&self) -> io::Result<CounterTotals> {
         let mut totals = [0; counter::COUNTERS_LEN as usize];
         for (index, total) in (0..).zip(&mut totals) {
-            let values = self.map.get(&index, 0).map_err(io::Error::other)?;
-            *total = values.iter().sum();
+            *total = self.total(index)?;
         }
         Ok(CounterTotals { totals })
     }

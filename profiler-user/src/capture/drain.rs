@@ -2,6 +2,7 @@
 //! for is dropped and counted.
 
 use std::{
+    collections::BTreeSet,
     os::fd::{AsFd as _, OwnedFd},
     sync::{
         Arc,
@@ -47,10 +48,12 @@ pub(super) struct Drain {
     /// Readable when it is time to stop.
     pub(super) stop: OwnedFd,
     pub(super) counters: Arc<Counters>,
-    /// Process events were dropped and the next stage does not know yet.
-    pub(super) events_lost: bool,
+    /// Records that the next stage had no room for yet.
+    pub(super) pending: Batch,
     /// How many the kernel had no room for, when it was asked last.
     pub(super) kernel_events_lost: u64,
+    /// CPUs that were said to be not sampled.
+    pub(super) failed_cpus: BTreeSet<u32>,
 }
 
 impl Drain {
@@ -67,7 +70,7 @@ impl Drain {
             }
             self.drain();
             if stopping {
-                return;
+                return self.hand_on_the_last();
             }
             if Instant::now() >= cpus_at {
                 cpus_at += CPU_PERIOD;
@@ -93,33 +96,71 @@ impl Drain {
         fds.first().is_some_and(|stop| !stop.revents().is_empty())
     }
 
+    /// Empties the rings. Samples are read first and events after them, so that every event before
+    /// a sample is in its batch or an earlier one.
     fn drain(&mut self) {
-        let mut batch = Batch::default();
-        // Events first: a sample after an exec must not be looked up in the memory before it.
-        while let Some(record) = self.events.next() {
-            batch.push(RecordKind::ProcessEvent, &record);
-        }
-        let mut samples = 0;
-        while let Some(record) = self.samples.next() {
-            batch.push(RecordKind::Sample, &record);
-            samples += 1;
-            if batch.len() >= BATCH_BYTES {
-                let full = std::mem::take(&mut batch);
-                hand_on(full, &self.batches, &self.stats, &mut self.events_lost);
+        loop {
+            let mut samples = 0;
+            while self.pending.len() < BATCH_BYTES
+                && let Some(record) = self.samples.next()
+            {
+                self.pending.push(RecordKind::Sample, &record);
+                samples += 1;
+            }
+            self.stats.add(Count::SamplesDrained, samples);
+            while let Some(record) = self.events.next() {
+                self.pending.push(RecordKind::ProcessEvent, &record);
+            }
+            if samples == 0 {
+                break;
+            }
+            if self.pending.len() >= BATCH_BYTES {
+                self.hand_on();
+                self.make_room();
             }
         }
-        self.stats.add(Count::SamplesDrained, samples);
-        hand_on(batch, &self.batches, &self.stats, &mut self.events_lost);
+        self.hand_on();
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
     }
 
+    /// Hands on what is pending, or keeps it while the next stage has no room.
+    fn hand_on(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        match self.batches.try_send(std::mem::take(&mut self.pending)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
+                self.pending = batch;
+            }
+        }
+    }
+
+    /// Drops what is pending if it is a whole batch: the next stage is that far behind.
+    fn make_room(&mut self) {
+        if self.pending.len() >= BATCH_BYTES {
+            let Batch { events_lost, .. } = self.pending;
+            let lost = std::mem::take(&mut self.pending);
+            self.stats.add(Count::LostAttributeQueueFull, lost.samples());
+            self.pending.events_lost = events_lost || lost.has_events();
+        }
+    }
+
+    /// The last batch waits for room: nothing is sampled any more that could be lost meanwhile.
+    fn hand_on_the_last(&mut self) {
+        if !self.pending.is_empty()
+            && let Err(error) = self.batches.send(std::mem::take(&mut self.pending))
+        {
+            self.stats.add(Count::LostAttributeQueueFull, error.0.samples());
+        }
+    }
+
     /// What is known of processes may be stale when the kernel had no room for their events.
     fn note_lost_events(&mut self) {
-        if let Ok(totals) = self.counters.totals() {
-            let lost = totals.get(counter::EVENT_LOST_RING_FULL);
-            self.events_lost |= lost > self.kernel_events_lost;
+        if let Ok(lost) = self.counters.total(counter::EVENT_LOST_RING_FULL) {
+            self.pending.events_lost |= lost > self.kernel_events_lost;
             self.kernel_events_lost = lost;
         }
     }
@@ -132,27 +173,16 @@ impl Drain {
         match followed {
             Ok(failed) => {
                 for (cpu, error) in failed {
-                    tracing::warn!(cpu, error = %error, "a CPU that came online is not sampled");
+                    // Once a CPU, however often it is tried again.
+                    if self.failed_cpus.insert(cpu) {
+                        tracing::warn!(cpu, %error, "a CPU that came online is not sampled");
+                    }
                 }
                 if timers.len() != before {
                     tracing::info!(cpus = timers.len(), "the number of sampled CPUs changed");
                 }
             }
             Err(error) => tracing::debug!(%error, "cannot look for CPUs that came online"),
-        }
-    }
-}
-
-fn hand_on(mut batch: Batch, to: &SyncSender<Batch>, stats: &Stats, events_lost: &mut bool) {
-    batch.events_lost = *events_lost;
-    if batch.is_empty() {
-        return;
-    }
-    match to.try_send(batch) {
-        Ok(()) => *events_lost = false,
-        Err(TrySendError::Full(batch) | TrySendError::Disconnected(batch)) => {
-            stats.add(Count::LostAttributeQueueFull, batch.samples());
-            *events_lost = true;
         }
     }
 }

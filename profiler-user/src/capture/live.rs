@@ -1,6 +1,7 @@
 //! A running capture: what it needs, what it gives, how it ends.
 
 use std::{
+    collections::BTreeSet,
     io,
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
@@ -28,7 +29,8 @@ use super::drain::{Drain, sampler};
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
 use super::object::{self, Settings};
 use super::support;
-use crate::decode::Pid;
+use crate::clock::boot_now;
+use crate::decode::{BootTime, Pid};
 use crate::stats::Stats;
 
 /// The program that takes the samples.
@@ -123,6 +125,7 @@ pub struct Capture {
     batches: Receiver<Batch>,
     stop: OwnedFd,
     drain: Option<JoinHandle<()>>,
+    has_panicked: bool,
 }
 
 /// Ends a [`Capture`] from another thread.
@@ -136,6 +139,8 @@ pub struct Started {
     pub control: Control,
     /// The books.
     pub counters: Arc<Counters>,
+    /// No sample is older.
+    pub since: BootTime,
 }
 
 impl Capture {
@@ -183,6 +188,7 @@ impl Capture {
             .try_clone_to_owned()
             .map_err(CaptureError::Thread)?;
         let counters = Arc::new(Counters::new(counters, sampler_fd));
+        let since = boot_now();
         let mut timers = CpuTimers::default();
         let failed = timers.follow_online(program, config.hz)?;
         if let Some((_cpu, error)) = failed.into_iter().next() {
@@ -202,14 +208,22 @@ impl Capture {
             stats,
             stop: stop.try_clone().map_err(CaptureError::Thread)?,
             counters: Arc::clone(&counters),
-            events_lost: false,
+            pending: Batch::default(),
             kernel_events_lost: 0,
+            failed_cpus: BTreeSet::new(),
         };
         let drain = std::thread::Builder::new()
             .name("drain".to_owned())
             .spawn(move || drain.run())
             .map_err(CaptureError::Thread)?;
-        Ok(Started { capture: Self { batches, stop, drain: Some(drain) }, control, counters })
+        let capture = Self { batches, stop, drain: Some(drain), has_panicked: false };
+        Ok(Started { capture, control, counters, since })
+    }
+
+    /// After the end: whether it was no end but a panic of the draining thread.
+    #[must_use]
+    pub fn has_panicked(&self) -> bool {
+        self.has_panicked
     }
 
     /// A handle that ends this capture: sampling stops, and [`next`](Self::next) ends after what is
@@ -226,10 +240,14 @@ impl Capture {
 impl Stop {
     /// Ends the capture.
     pub fn stop(&self) {
-        // Adding to the counter cannot fail before 2^64 - 1 calls.
-        if let Err(error) = rustix::io::write(&self.0, &1_u64.to_ne_bytes()) {
-            tracing::error!(%error, "cannot stop sampling");
-        }
+        stop(&self.0);
+    }
+}
+
+fn stop(event: &OwnedFd) {
+    // Adding to the counter cannot fail before 2^64 - 1 calls.
+    if let Err(error) = rustix::io::write(event, &1_u64.to_ne_bytes()) {
+        tracing::error!(%error, "cannot stop sampling");
     }
 }
 
@@ -244,7 +262,7 @@ impl Capture {
                 if let Some(drain) = self.drain.take()
                     && drain.join().is_err()
                 {
-                    tracing::error!("the draining thread has panicked");
+                    self.has_panicked = true;
                 }
                 Next::End
             }
@@ -254,11 +272,7 @@ impl Capture {
 
 impl Drop for Capture {
     fn drop(&mut self) {
-        Stop(match self.stop.try_clone() {
-            Ok(stop) => stop,
-            Err(_) => return,
-        })
-        .stop();
+        stop(&self.stop);
     }
 }
 

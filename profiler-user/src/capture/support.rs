@@ -55,6 +55,8 @@ pub struct Facts {
     pub paranoid: Option<i64>,
     /// `kernel.kptr_restrict`.
     pub kptr_restrict: Option<i64>,
+    /// Whether this process is in the initial PID namespace.
+    pub initial_pid_namespace: bool,
 }
 
 impl Facts {
@@ -70,6 +72,8 @@ impl Facts {
             capabilities: capabilities(None).map_or(CapabilitySet::empty(), |set| set.effective),
             paranoid: number("/proc/sys/kernel/perf_event_paranoid"),
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
+            initial_pid_namespace: fs::read_link("/proc/self/ns/pid")
+                .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
         }
     }
 
@@ -134,6 +138,7 @@ impl Facts {
         );
         checks.push(self.paranoid_check(admin));
         checks.push(self.layout_check());
+        checks.push(self.namespace_check());
         checks
     }
 
@@ -178,6 +183,19 @@ impl Facts {
         Check { what, verdict }
     }
 
+    /// The kernel reports processes by their ids in the initial namespace.
+    fn namespace_check(&self) -> Check {
+        let verdict = if self.initial_pid_namespace {
+            Verdict::Ok
+        } else {
+            Verdict::Fatal {
+                cost: "other processes would be taken for those that are sampled",
+                remedy: "run in the host's PID namespace (hostPID: true, --pid=host), with its /proc",
+            }
+        };
+        Check { what: "initial PID namespace".to_owned(), verdict }
+    }
+
     fn layout_check(&self) -> Check {
         match &self.layout {
             Ok(()) => Check { what: format!("kernel BTF {KERNEL_BTF}"), verdict: Verdict::Ok },
@@ -192,6 +210,9 @@ impl Facts {
         }
     }
 }
+
+/// The inode of the initial PID namespace (`PROC_PID_INIT_INO` of `linux/proc_ns.h`).
+const INITIAL_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 fn kernel_version() -> Option<(u8, u8)> {
     let release = rustix::system::uname().release().to_str().ok()?.to_owned();
@@ -233,6 +254,7 @@ mod tests {
             capabilities: CapabilitySet::all(),
             paranoid: Some(2),
             kptr_restrict: Some(0),
+            initial_pid_namespace: true,
         }
     }
 
@@ -287,6 +309,12 @@ mod tests {
         assert_eq!(wrong(&Facts { kernel: Some((5, 4)), ..root() }), ["FATAL kernel 5.4"]);
         let facts = Facts { layout: Err("no file".to_owned()), ..root() };
         assert_eq!(wrong(&facts), ["kernel BTF (no file)"]);
+    }
+
+    #[test]
+    fn another_pid_namespace_is_refused() {
+        let facts = Facts { initial_pid_namespace: false, ..root() };
+        assert_eq!(wrong(&facts), ["FATAL initial PID namespace"]);
     }
 
     #[test]

@@ -168,8 +168,10 @@ pub enum NoSpan {
     NoSlot,
     /// The thread says that it works on none.
     NoneActive,
-    /// The record says that it is not valid, or its ids are zero.
+    /// The record says that it is not valid.
     Invalid,
+    /// An id of the record is zero.
+    ZeroIds,
     /// The thread pointer, the slot or the record cannot be read.
     Unreadable,
 }

@@ -36,7 +36,7 @@ use std::ops::ControlFlow;
 use flate2::{Compression, GzBuilder};
 
 pub use options::{EncodeOptions, Limits, SampleTypes};
-pub use split::{OTHER_SPANS, split_by_span_name};
+pub use split::{AdmittedNames, OTHER_SPANS, split_by_span_name};
 pub use validate::{Invalid, Totals, validate};
 
 use crate::aggregate::{Group, Window};

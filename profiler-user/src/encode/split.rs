@@ -1,22 +1,47 @@
 //! One service's samples by the name of their span.
 
-use std::{cmp::Reverse, collections::HashMap, sync::Arc};
+use std::{
+    cmp::Reverse,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use indexmap::IndexSet;
 
 use crate::aggregate::{Group, Row};
+use crate::process::ServiceIdentity;
 
 /// The name that stands for all spans beyond the cap.
 pub const OTHER_SPANS: &str = "other";
 
-/// Splits a group by span name: first the samples without a name, or an empty one, then the names in alphabetical
-/// order.
+/// The span names that have a series of their own on the server, service by service. A series lives
+/// on there: a name that had one keeps it, and none is added beyond the cap, in whatever window.
+#[derive(Clone, Debug)]
+pub struct AdmittedNames {
+    max: usize,
+    names: HashMap<Arc<ServiceIdentity>, HashSet<Arc<str>>>,
+}
+
+impl AdmittedNames {
+    /// At most so many names a service.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { max, names: HashMap::new() }
+    }
+}
+
+/// Splits a group by span name: first the samples without a name, or an empty one, then the names in
+/// alphabetical order.
 ///
-/// The `cap` names with the most CPU time (of equal ones, the first by alphabet) keep their own;
-/// the others go together, as [`OTHER_SPANS`], into one that has them all, also a span of that very
-/// name. No sample is in two of them or in none.
+/// Names that were admitted before keep their own part; of the others, those with the most CPU time
+/// (of equal ones, the first by alphabet) are admitted while there is room. The rest goes together,
+/// as [`OTHER_SPANS`], into one that has them all, also a span of that very name. No sample is in
+/// two of them or in none.
 #[must_use]
-pub fn split_by_span_name(group: &Group, cap: usize) -> Vec<(Option<Arc<str>>, Group)> {
+pub fn split_by_span_name(
+    group: &Group,
+    admitted: &mut AdmittedNames,
+) -> Vec<(Option<Arc<str>>, Group)> {
     let mut weights: HashMap<Arc<str>, u64> = HashMap::new();
     for row in &group.rows {
         if let Some(name) = name_of(group, row) {
@@ -27,20 +52,19 @@ pub fn split_by_span_name(group: &Group, cap: usize) -> Vec<(Option<Arc<str>>, G
     let mut ranked: Vec<_> = weights.into_iter().collect();
     ranked.sort_unstable_by(|(a, a_ns), (b, b_ns)| (Reverse(a_ns), a).cmp(&(Reverse(b_ns), b)));
 
+    let AdmittedNames { max, names } = admitted;
+    let known = names.entry(Arc::clone(&group.service)).or_default();
+    for (name, _) in ranked {
+        if known.len() < *max {
+            known.insert(name);
+        }
+    }
     let other: Arc<str> = Arc::from(OTHER_SPANS);
-    let kept_as: HashMap<Arc<str>, Arc<str>> = ranked
-        .into_iter()
-        .enumerate()
-        .map(|(rank, (name, _))| {
-            let kept_as = if rank < cap { &name } else { &other };
-            (Arc::clone(&name), Arc::clone(kept_as))
-        })
-        .collect();
-
     let mut parts: HashMap<Option<Arc<str>>, GroupPart> = HashMap::new();
     for row in &group.rows {
-        let kept_as = name_of(group, row).and_then(|name| kept_as.get(name)).cloned();
-        parts.entry(kept_as).or_insert_with(|| GroupPart::of(group)).add(group, row);
+        let name = name_of(group, row);
+        let kept_as = name.map(|name| if known.contains(name) { name } else { &other });
+        parts.entry(kept_as.cloned()).or_insert_with(|| GroupPart::of(group)).add(group, row);
     }
     let mut parts: Vec<_> = parts.into_iter().map(|(name, part)| (name, part.finish())).collect();
     parts.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
@@ -99,7 +123,7 @@ mod tests {
     use crate::encode::test_window::{any_seen, checkout, rename_spans, window};
 
     fn samples(group: &Group, cap: usize) -> Vec<(Option<String>, u64)> {
-        split_by_span_name(group, cap)
+        split_by_span_name(group, &mut AdmittedNames::new(cap))
             .into_iter()
             .map(|(name, part)| (name.map(|name| name.to_string()), part.samples()))
             .collect()
@@ -118,6 +142,24 @@ mod tests {
         check(2, &[(None, 8), (Some("GET /cart"), 15), (Some("POST /pay"), 35)]);
         check(1, &[(None, 8), (Some("POST /pay"), 35), (Some("other"), 15)]);
         check(0, &[(None, 8), (Some("other"), 50)]);
+    }
+
+    #[test]
+    fn a_name_that_was_admitted_keeps_its_own_and_none_is_added_beyond_the_cap() {
+        let (mut window, _) = checkout();
+        let group = &mut window.groups[0];
+        let mut admitted = AdmittedNames::new(1);
+        let names = |group: &Group, admitted: &mut AdmittedNames| -> Vec<Option<String>> {
+            let parts = split_by_span_name(group, admitted).into_iter();
+            parts.map(|(name, _)| name.map(|name| name.to_string())).collect()
+        };
+        let some = |name: &str| Some(name.to_owned());
+        assert_eq!(names(group, &mut admitted), [None, some("POST /pay"), some("other")]);
+        rename_spans(group, |name| match name {
+            Some("POST /pay") => Some("POST /new".to_owned()),
+            _ => name.map(str::to_owned),
+        });
+        assert_eq!(names(group, &mut admitted), [None, some("other")]);
     }
 
     #[test]
@@ -141,7 +183,7 @@ mod tests {
                     (group.stacks[row.stack].clone(), span, row.samples, row.cpu_ns)
                 };
                 let mut whole: Vec<_> = group.rows.iter().map(|row| row_of(group, row)).collect();
-                let parts = split_by_span_name(group, cap);
+                let parts = split_by_span_name(group, &mut AdmittedNames::new(cap));
                 let mut split = Vec::new();
                 for (name, part) in &parts {
                     prop_assert!(name.as_ref().is_none_or(|name| !name.is_empty()));

@@ -10,18 +10,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::clock::{boot_now, unix_now};
 use crate::aggregate::{Aggregator, Window};
 use crate::attribute::{SpanScope, attribute};
 use crate::capture::{Batch, Capture, Control, Next, RecordKind};
-use crate::decode::{self, Frame};
+use crate::clock::{boot_now, unix_now};
+use crate::decode::{self, BootTime, Frame, NoSpan};
 use crate::export::file::AtomicFile;
 use crate::process::{ControlFact, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
 use crate::stats::{Count, Stats};
 
-/// How often the process table gets its turn when no records come.
-const TICK: Duration = Duration::from_millis(20);
+/// How often the process table gets its turn at most, when no records come.
+const TICK_MIN: Duration = Duration::from_millis(5);
+/// And at least.
+const TICK_MAX: Duration = Duration::from_millis(100);
 
 /// A window, and what the process table did so far.
 #[derive(Debug)]
@@ -47,8 +49,12 @@ pub struct Collector {
     pub stats: Arc<Stats>,
     /// How much CPU time one sample stands for.
     pub period_ns: u64,
-    /// Where what came from the kernel is stored.
-    pub recorder: Option<Recorder>,
+    /// Where what came from the kernel is stored, or the first error in doing so.
+    pub recorder: Ended,
+    /// The samples of this window.
+    pub aggregator: Aggregator,
+    /// When this window began.
+    pub since: BootTime,
 }
 
 /// The recorded file, if there is one, or the first error in writing it.
@@ -58,61 +64,53 @@ impl Collector {
     /// Collects until the capture ends, a window each `length`, or one window of everything.
     ///
     /// A window that the next stage has no room for is dropped and counted; the last one waits.
+    ///
+    /// # Errors
+    ///
+    /// The capture ended by a panic. What it had given until then is in the windows.
     pub fn run(
-        self,
+        mut self,
         mut capture: Capture,
         length: Option<Duration>,
         windows: &SyncSender<Collected>,
-    ) -> Ended {
-        let Self { table, control, scope, stats, period_ns, recorder } = self;
-        let mut state = State {
-            table,
-            control,
-            scope,
-            stats,
-            period_ns,
-            recorder: recorder.map(Ok),
-            aggregator: Aggregator::default(),
-            start_unix_ns: unix_now(),
-        };
+    ) -> io::Result<Ended> {
         let mut window_end = length.map(|length| Instant::now() + length);
         loop {
-            let tick = Instant::now() + TICK;
+            let tick = Instant::now() + self.until_due();
             match capture.next(window_end.map_or(tick, |end| end.min(tick))) {
-                Next::Batch(batch) => state.take(&batch),
+                Next::Batch(batch) => self.take(&batch),
                 Next::Deadline => {}
                 Next::End => break,
             }
-            state.tick();
+            self.tick();
+            let now = Instant::now();
             if let (Some(end), Some(length)) = (window_end, length)
-                && Instant::now() >= end
+                && now >= end
             {
-                window_end = Some(end + length);
-                state.hand_on(windows);
+                // Late by more than a window, the next ones would be empty.
+                let next = end + length;
+                window_end = Some(if next > now { next } else { now + length });
+                self.hand_on(windows);
             }
         }
-        let last = state.window();
+        let last = self.window();
         let samples = last.window.samples();
         if windows.send(last).is_err() {
             // Nobody finishes windows any more; it says itself why.
-            state.stats.add(Count::LostWindowQueueFull, samples);
+            self.stats.add(Count::LostWindowQueueFull, samples);
         }
-        state.recorder
+        if capture.has_panicked() {
+            return Err(io::Error::other("the draining thread has panicked"));
+        }
+        Ok(self.recorder)
     }
-}
 
-struct State {
-    table: ProcessTable,
-    control: Control,
-    scope: SpanScope,
-    stats: Arc<Stats>,
-    period_ns: u64,
-    recorder: Option<io::Result<Recorder>>,
-    aggregator: Aggregator,
-    start_unix_ns: i64,
-}
+    /// How long the process table can wait for its turn.
+    fn until_due(&self) -> Duration {
+        let due = self.table.next_due().0.saturating_sub(boot_now().0);
+        Duration::from_nanos(due).clamp(TICK_MIN, TICK_MAX)
+    }
 
-impl State {
     fn take(&mut self, batch: &Batch) {
         if batch.events_lost {
             self.table.on_events_lost();
@@ -144,6 +142,9 @@ impl State {
                 Frame::Kernel(_) => None,
             })
             .collect();
+        if sample.span == Err(NoSpan::ZeroIds) {
+            self.stats.add(Count::SpanIdsZero, 1);
+        }
         self.table.refresh(sample.pid, sample.at, &addresses);
         let process = self.table.view(sample.pid, sample.at).map_or_else(
             || Arc::new(Process::not_read(sample.pid, Some(Unreadable::NotRead))),
@@ -188,15 +189,19 @@ impl State {
             windows.try_send(collected)
         {
             self.stats.add(Count::LostWindowQueueFull, lost.window.samples());
-            tracing::warn!("a window is lost: the ones before it are not finished yet");
+            tracing::warn!("a window is lost: those before it are not finished");
         }
     }
 
     /// Ends the window and begins the next.
+    ///
+    /// It is measured on the boot clock, as samples are, and placed on the wall clock as it is now:
+    /// a step of the wall clock moves a window, and does not stretch it.
     fn window(&mut self) -> Collected {
-        let end_unix_ns = unix_now();
-        let start_unix_ns = std::mem::replace(&mut self.start_unix_ns, end_unix_ns);
-        let duration_ns = end_unix_ns.saturating_sub(start_unix_ns);
+        let now = boot_now();
+        let since = std::mem::replace(&mut self.since, now);
+        let duration_ns = i64::try_from(now.0.saturating_sub(since.0)).unwrap_or(i64::MAX);
+        let start_unix_ns = unix_now().saturating_sub(duration_ns);
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
         Collected { window, process: self.table.stats().clone() }
     }

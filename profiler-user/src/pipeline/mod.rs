@@ -9,7 +9,6 @@
 //! drain never waits.
 
 pub mod books;
-pub mod clock;
 pub mod collect;
 pub mod launch;
 pub mod outputs;

@@ -17,12 +17,12 @@ use super::collect::{Collected, Ended};
 use super::launch::{Waiting, launch};
 use super::outputs;
 use super::own_cost::OwnCost;
-use super::running::{Running, StartConfig, StartError};
+use super::running::{Running, StartConfig, StartError, join};
 use crate::capture::{CaptureConfig, Counters};
 use crate::config::RecordConfig;
 use crate::decode::Pid;
 use crate::export::file::{AtomicFile, FileError, check_writable};
-use crate::process::{ElfRegistry, Proc};
+use crate::process::ElfRegistry;
 use crate::recording;
 use crate::stats::{Count, Stats};
 use crate::symbolize::{RecordedNames, Symbolizer, SymbolizerConfig};
@@ -101,7 +101,7 @@ pub async fn record(
     let targets = match &waiting {
         Some(Waiting { pid, .. }) => Some(vec![*pid]),
         None if config.pids.is_empty() => None,
-        None => Some(Proc::default().with_descendants(&config.pids)?),
+        None => Some(config.pids.clone()),
     };
     let watched = watch(&config.pids)?;
 
@@ -112,7 +112,7 @@ pub async fn record(
         window: None,
         recorder,
     };
-    let (stop, counters, elfs, windows, collector) = Running::start(start, &stats)?.into_parts();
+    let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
 
     let mut command = None;
     if let Some(waiting) = waiting {
@@ -125,7 +125,7 @@ pub async fn record(
     let finish = move || -> Result<Finished, RecordError> {
         let collected =
             windows.recv().map_err(|_gone| io::Error::other("the collecting thread is gone"))?;
-        let ended = Running::join(collector)?;
+        let ended = join(collector)?;
         finish(config, collected, ended, &elfs, &counters, &stats)
     };
     let Finished { window, books } = tokio::task::spawn_blocking(finish)
@@ -176,6 +176,7 @@ fn finish(
                     period_ns: window.period_ns,
                     host,
                     counters: kernel.iter().map(|(_, total)| total).collect(),
+                    lost_attribute_queue_full: stats.get(Count::LostAttributeQueueFull),
                 };
                 let file = recorder
                     .and_then(|recorder| recorder.finish(&end, &RecordedNames::from(&names)))

@@ -76,10 +76,7 @@ pub fn replay(
                             Err(_full) => Count::LostWindowFull,
                         }
                     }
-                    Err(error) => {
-                        tracing::warn!(%error, "a recorded sample cannot be read");
-                        Count::LostMalformed
-                    }
+                    Err(_malformed) => Count::LostMalformed,
                 };
                 stats.add(count, 1);
             }
@@ -88,7 +85,10 @@ pub fn replay(
         }
     }
     let (Some(end), Some(names)) = (end, names) else { return Err(ReplayError::Incomplete) };
-    let End { start_unix_ns, duration_ns, period_ns, host, counters } = end;
+    let End { start_unix_ns, duration_ns, period_ns, host, counters, lost_attribute_queue_full } =
+        end;
+    stats.add(Count::SamplesDrained, lost_attribute_queue_full);
+    stats.add(Count::LostAttributeQueueFull, lost_attribute_queue_full);
     let window = aggregator.take(start_unix_ns, duration_ns, period_ns);
     let no_value = outputs::without_value(&window);
     stats.add(Count::LostZeroValue, no_value);

@@ -2,7 +2,11 @@
 
 use std::{
     io,
-    sync::{Arc, mpsc::Receiver},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Receiver,
+    },
     time::Duration,
 };
 
@@ -12,11 +16,11 @@ use super::books::Books;
 use super::collect::Collected;
 use super::outputs;
 use super::own_cost::OwnCost;
-use super::running::{Running, StartConfig, StartError};
+use super::running::{Running, StartConfig, StartError, join};
 use crate::aggregate::{Group, Window};
 use crate::capture::Counters;
 use crate::config::RunConfig;
-use crate::encode::{EncodeOptions, Encoded, encode, split_by_span_name};
+use crate::encode::{AdmittedNames, EncodeOptions, Encoded, encode, split_by_span_name};
 use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
 use crate::export::{Labels, Profile};
@@ -24,8 +28,11 @@ use crate::process::{ElfRegistry, ServiceIdentity, TableStats};
 use crate::stats::{Count, Stats};
 use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
 
-/// How long the last profiles may take to be delivered: Kubernetes kills after 30 s.
+/// How long the last profiles may take to be delivered. With the names of at most three windows
+/// that are under way it stays below 30 s, when Kubernetes kills.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long the names of a window may take when it is time to end.
+const LAST_NAMES: Duration = Duration::from_secs(2);
 
 /// Why it does not run.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +46,9 @@ pub enum RunError {
     /// Sampling.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// Nobody asked for it.
+    #[error("sampling has ended by itself")]
+    EndedByItself,
     /// Our own threads and signals.
     #[error("cannot go on")]
     Io(#[from] io::Error),
@@ -51,6 +61,9 @@ pub enum RunError {
 /// Nothing could be sampled, or a thread of ours has panicked. A server that is not there is no
 /// error.
 pub async fn run(config: RunConfig) -> Result<(), RunError> {
+    // First of all: as process 1 of a container, a signal without a handler is ignored.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
     if let Some(path) = &config.stats {
         check_writable(path)?;
     }
@@ -62,38 +75,45 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         window: Some(config.window),
         recorder: None,
     };
-    let (stop, counters, elfs, windows, collector) = Running::start(start, &stats)?.into_parts();
+    let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    let symbolizer = SymbolizerConfig {
+        // Later than the next window, names would cost samples.
+        window_budget: config.window / 2,
+        ..SymbolizerConfig::new(config.inline)
+    };
     let finisher = Finisher {
-        symbolizer: Symbolizer::new(SymbolizerConfig::new(config.inline)),
+        symbolizer: Symbolizer::new(symbolizer),
+        span_names: config.span_names.map(AdmittedNames::new),
         config,
         exporter: Arc::clone(&exporter),
         elfs,
         counters,
         stats,
         process: TableStats::default(),
+        stopping: Arc::clone(&stopping),
     };
     // A thread of its own: the symbolizing worker lives as long as the thread that started it.
-    let (done, finished) = tokio::sync::oneshot::channel();
+    let (done, mut finished) = tokio::sync::oneshot::channel();
     std::thread::Builder::new().name("finish".to_owned()).spawn(move || {
         // Nobody to tell means that the program is ending.
         drop(done.send(finisher.run(&windows)));
     })?;
 
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut finished = finished;
     let early = tokio::select! {
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
         finished = &mut finished => Some(finished),
     };
     tracing::info!("stopping");
+    stopping.store(true, Ordering::Relaxed);
     stop.stop();
+    let by_itself = early.is_some();
     let finisher = match early {
         Some(finished) => finished,
         None => finished.await,
     };
-    let joined = tokio::task::spawn_blocking(move || Running::join(collector)).await;
+    let joined = tokio::task::spawn_blocking(move || join(collector)).await;
     exporter.shutdown(GRACE).await;
     let finisher =
         finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
@@ -101,7 +121,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     finisher.write_stats(&books)?;
     tracing::info!("{books}");
     joined.map_err(|_panic| io::Error::other("the collecting thread has panicked"))??;
-    Ok(())
+    if by_itself { Err(RunError::EndedByItself) } else { Ok(()) }
 }
 
 /// The finishing thread: windows in, profiles out.
@@ -113,12 +133,19 @@ struct Finisher {
     counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
+    /// The span names of each service that are a series of their own, if any are.
+    span_names: Option<AdmittedNames>,
+    /// It is time to end: names have to come soon or not at all.
+    stopping: Arc<AtomicBool>,
 }
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
         for Collected { window, process } in windows {
             self.process = process;
+            if self.stopping.load(Ordering::Relaxed) {
+                self.symbolizer.set_window_budget(LAST_NAMES);
+            }
             self.finish(&window);
             match self.books() {
                 Ok(books) => {
@@ -136,12 +163,12 @@ impl Finisher {
     fn finish(&mut self, window: &Window) {
         let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
         for group in &window.groups {
-            if let Some(max) = self.config.span_names {
-                for (name, group) in split_by_span_name(group, max) {
-                    self.push(window, &group, name.as_deref(), &names);
-                }
-            } else {
-                self.push(window, group, None, &names);
+            let parts = match &mut self.span_names {
+                Some(admitted) => split_by_span_name(group, admitted),
+                None => vec![(None, group.clone())],
+            };
+            for (name, group) in parts {
+                self.push(window, &group, name.as_deref(), &names);
             }
         }
     }

@@ -10,11 +10,12 @@ use std::{
     time::Duration,
 };
 
-use super::clock::boot_now;
 use super::collect::{Collected, Collector, Ended, Recorder};
+use crate::aggregate::Aggregator;
 use crate::attribute::SpanScope;
 use crate::capture::live::{Started, Stop};
 use crate::capture::{Capture, CaptureConfig, CaptureError, Counters};
+use crate::clock::boot_now;
 use crate::process::{ElfRegistry, Proc, ProcessTable, TableLimits};
 use crate::stats::Stats;
 
@@ -58,7 +59,8 @@ pub struct Running {
     pub elfs: ElfRegistry,
     /// The windows; they end after the last one.
     pub windows: Receiver<Collected>,
-    collector: JoinHandle<Ended>,
+    /// Ends after the last window.
+    pub collector: JoinHandle<io::Result<Ended>>,
 }
 
 impl Running {
@@ -68,16 +70,32 @@ impl Running {
     ///
     /// The kernel refuses, or there is no thread or descriptor left.
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
-        let StartConfig { capture, scope, window, recorder } = config;
-        let period_ns = capture.period_ns();
+        let StartConfig { capture: wanted, scope, window, recorder } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
-        let Started { capture, control, counters } = Capture::start(&capture, Arc::clone(stats))?;
-        let table = ProcessTable::scan(Proc::default(), TableLimits::default(), boot_now())
+        let Started { capture, mut control, counters, since } =
+            Capture::start(&wanted, Arc::clone(stats))?;
+        let proc = Proc::default();
+        if let Some(targets) = &wanted.targets {
+            // Forks are followed from here on; those before are found now.
+            let targets = proc.with_descendants(targets).map_err(StartError::Processes)?;
+            for pid in targets {
+                control.add_target(pid).map_err(CaptureError::from)?;
+            }
+        }
+        let table = ProcessTable::scan(proc, TableLimits::default(), boot_now())
             .map_err(StartError::Processes)?;
         let elfs = table.elfs().clone();
         let stop = capture.stop_handle().map_err(StartError::Thread)?;
-        let collector =
-            Collector { table, control, scope, stats: Arc::clone(stats), period_ns, recorder };
+        let collector = Collector {
+            table,
+            control,
+            scope,
+            stats: Arc::clone(stats),
+            period_ns: wanted.period_ns(),
+            recorder: recorder.map(Ok),
+            aggregator: Aggregator::default(),
+            since,
+        };
         let (finished, windows) = sync_channel(WINDOWS);
         let collector = std::thread::Builder::new()
             .name("collect".to_owned())
@@ -85,22 +103,15 @@ impl Running {
             .map_err(StartError::Thread)?;
         Ok(Self { stop, counters, elfs, windows, collector })
     }
+}
 
-    /// Waits until everything that was sampled is in a window.
-    ///
-    /// # Errors
-    ///
-    /// The collecting thread has panicked.
-    pub fn join(collector: JoinHandle<Ended>) -> io::Result<Ended> {
-        collector.join().map_err(|_panic| io::Error::other("the collecting thread has panicked"))
-    }
-
-    /// Takes it apart, for threads of their own.
-    #[must_use]
-    pub fn into_parts(
-        self,
-    ) -> (Stop, Arc<Counters>, ElfRegistry, Receiver<Collected>, JoinHandle<Ended>) {
-        let Self { stop, counters, elfs, windows, collector } = self;
-        (stop, counters, elfs, windows, collector)
-    }
+/// Waits until everything that was sampled is in a window.
+///
+/// # Errors
+///
+/// The draining or the collecting thread has panicked.
+pub fn join(collector: JoinHandle<io::Result<Ended>>) -> io::Result<Ended> {
+    collector
+        .join()
+        .unwrap_or_else(|_panic| Err(io::Error::other("the collecting thread has panicked")))
 }

@@ -63,6 +63,8 @@ pub(super) enum ReadMaps {
     Always,
     /// Only if the process has more or less memory mapped than before.
     IfResized,
+    /// And also what names the process: it may run another program than when it was read.
+    Anew,
 }
 
 /// Reads processes.
@@ -125,7 +127,7 @@ impl Reader {
             // No process runs without code: this one is in the middle of an exec or of its exit.
             return Err(Unreadable::NotRead);
         }
-        let identity = match known {
+        let identity = match known.filter(|_| read_maps != ReadMaps::Anew) {
             Some((_, facts)) => facts.identity.clone(),
             None => self.identity(&dir, &stat, stats),
         };

@@ -116,6 +116,10 @@ pub(super) struct Rescan {
     pub(super) at: BootTime,
     pub(super) round: u64,
     pub(super) queue: VecDeque<Pid>,
+    /// Another round is wanted: events were lost.
+    pub(super) again: bool,
+    /// In this round nothing that was known before is believed.
+    pub(super) distrusts: bool,
     /// Known to be kernel threads, which are not looked at each time.
     pub(super) kernel_threads: HashSet<Pid>,
 }
@@ -171,6 +175,8 @@ impl ProcessTable {
                 at: BootTime(now.0.saturating_add(limits.rescan_every_ns)),
                 round: 0,
                 queue: VecDeque::new(),
+                again: false,
+                distrusts: false,
                 kernel_threads: HashSet::new(),
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),

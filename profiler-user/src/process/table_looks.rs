@@ -1,6 +1,6 @@
 //! The table's looks at processes: scheduled ones, the slow rescan, and what they change.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use profiler_common::span::SpanSlot;
 
@@ -34,15 +34,18 @@ impl ProcessTable {
 
     /// Events were lost: what is known of any process may be wrong, and all are read again.
     pub fn on_events_lost(&mut self) {
-        self.rescan.at = self.now;
-        // The next round is one that reads all mappings.
-        self.rescan.round = self.rescan.round.next_multiple_of(FULL_RESCAN_EVERY).wrapping_sub(1);
+        self.rescan.again = true;
+        // A round that distrusts and is under way is not cut short: its end would never be reached.
+        if !self.rescan.distrusts {
+            self.rescan.queue.clear();
+        }
     }
 
     /// When [`tick`](Self::tick) has something to do.
     #[must_use]
     pub fn next_due(&self) -> BootTime {
-        let rescan = if self.rescan.queue.is_empty() { self.rescan.at } else { self.now };
+        let idle = self.rescan.queue.is_empty() && !self.rescan.again;
+        let rescan = if idle { self.rescan.at } else { self.now };
         let due = self.sweep_at.min(rescan);
         self.looks.next_due().map_or(due, |look| look.min(due))
     }
@@ -93,7 +96,8 @@ impl ProcessTable {
     }
 
     fn tick_rescan(&mut self) {
-        if self.rescan.at <= self.now {
+        let again = self.rescan.again && self.rescan.queue.is_empty();
+        if again || self.rescan.at <= self.now {
             self.rescan.at = BootTime(self.now.0.saturating_add(self.limits.rescan_every_ns));
             self.start_rescan();
         }
@@ -110,8 +114,16 @@ impl ProcessTable {
         };
         self.stats.rescans += 1;
         self.rescan.round = self.rescan.round.wrapping_add(1);
-        if self.is_full_rescan() {
+        self.rescan.distrusts = std::mem::take(&mut self.rescan.again);
+        if self.is_full_rescan() || self.rescan.distrusts {
             self.rescan.kernel_threads.clear();
+        }
+        // An end that was not reported shows here.
+        let there: HashSet<Pid> = pids.iter().copied().collect();
+        for (pid, entry) in &mut self.processes {
+            if !there.contains(pid) {
+                entry.exited_at.get_or_insert(self.now);
+            }
         }
         // One that the last rescan did not come to is in this one.
         self.rescan.queue = pids.into();
@@ -137,7 +149,13 @@ impl ProcessTable {
             }
         }
         self.stats.rescanned += 1;
-        let read_maps = if self.is_full_rescan() { ReadMaps::Always } else { ReadMaps::IfResized };
+        let read_maps = if self.rescan.distrusts {
+            ReadMaps::Anew
+        } else if self.is_full_rescan() {
+            ReadMaps::Always
+        } else {
+            ReadMaps::IfResized
+        };
         self.look(pid, read_maps);
     }
 
@@ -184,6 +202,10 @@ impl ProcessTable {
         let last_read = std::mem::replace(&mut entry.read_at, now);
         entry.gone = false;
         let newest = entry.images.newest().map(|(_, newest)| Arc::clone(newest));
+        // Another program: its start was not reported.
+        if newest.as_ref().is_some_and(|newest| newest.main_elf != process.main_elf) {
+            entry.is_copy = false;
+        }
         match (&before, newest) {
             (_, Some(newest)) if Arc::ptr_eq(&newest, &process) => {}
             (State::Read(facts), Some(newest))

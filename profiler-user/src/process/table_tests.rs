@@ -328,3 +328,29 @@ fn a_process_that_is_gone_is_told_once() {
     table.tick(at(NOW + 20_000));
     assert_eq!(table.take_control(), []);
 }
+
+#[test]
+fn after_lost_events_nothing_that_was_known_is_believed() {
+    let fake = FakeProc::new();
+    fake.add(7, 5000, &anonymous(0x1000));
+    let mut table = table(&fake, TableLimits::default());
+    let service = |table: &ProcessTable| {
+        table.view(Pid(7), at(NOW + 99_999)).unwrap().service.name.clone()
+    };
+    assert_eq!(service(&table), "unknown_service:fake");
+    // It runs another program, and nobody said so.
+    std::os::unix::fs::symlink("/opt/shop", fake.path(7, "exe")).unwrap();
+    fake.add(8, 6000, &anonymous(0x1000));
+    table.tick(at(NOW + 1));
+    assert_eq!(service(&table), "unknown_service:fake");
+    table.on_events_lost();
+    table.tick(at(NOW + 2));
+    assert_eq!(service(&table), "unknown_service:shop");
+    assert!(table.view(Pid(8), at(NOW + 2)).is_some(), "a process that was missed is found");
+    // And one whose end was missed is forgotten.
+    fake.remove(7);
+    table.on_events_lost();
+    table.tick(at(NOW + 3));
+    table.tick(at(NOW + 30_000));
+    assert!(table.view(Pid(7), at(NOW + 30_000)).is_none());
+}

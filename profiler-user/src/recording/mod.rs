@@ -45,6 +45,8 @@ pub struct End {
     pub host: String,
     /// `profiler_common::counter`, by index.
     pub counters: Vec<u64>,
+    /// Samples that the kernel gave and that are not in the file: the collecting thread was behind.
+    pub lost_attribute_queue_full: u64,
 }
 
 #[cfg(test)]

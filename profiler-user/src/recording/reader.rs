@@ -6,10 +6,15 @@ use std::{
 };
 
 use flate2::read::GzDecoder;
+use profiler_common::sample::SAMPLE_LEN_MAX;
 
 use super::{CHUNK_MAX, End, MAGIC, TAG_END, TAG_NAMES, TAG_PROCESS, TAG_SAMPLE};
 use crate::process::{Process, RecordedProcess};
 use crate::symbolize::RecordedNames;
+
+/// More than the longest chunk of a sample: the number of its process, and the longest record.
+const SAMPLE_CHUNK_MAX: u32 = 4096;
+const _: () = assert!(4 + SAMPLE_LEN_MAX <= 4096);
 
 /// Why a file cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +137,8 @@ impl<R: Read> Reader<R> {
         self.input.read_exact(&mut head).map_err(ReadError::Damaged)?;
         let [tag, len @ ..] = head;
         let len = u32::from_le_bytes(len);
-        if len > CHUNK_MAX {
+        let max = if tag == TAG_SAMPLE { SAMPLE_CHUNK_MAX } else { CHUNK_MAX };
+        if len > max {
             return Err(ReadError::TooLong(len));
         }
         self.chunk.clear();

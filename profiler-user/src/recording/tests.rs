@@ -20,6 +20,7 @@ fn end() -> End {
         period_ns: 3,
         host: "h".to_owned(),
         counters: vec![4, 5],
+        lost_attribute_queue_full: 6,
     }
 }
 

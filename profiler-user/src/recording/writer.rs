@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
-    sync::Arc,
+    sync::{Arc, Weak},
 };
 
 use flate2::{Compression, write::GzEncoder};
@@ -12,16 +12,14 @@ use super::{CHUNK_MAX, End, MAGIC, TAG_END, TAG_NAMES, TAG_PROCESS, TAG_SAMPLE};
 use crate::process::{Process, RecordedProcess};
 use crate::symbolize::RecordedNames;
 
-/// A file being recorded. Memory: one entry a process and snapshot.
+/// A file being recorded. Memory: some 100 bytes a process and snapshot.
 pub struct Writer<W: Write> {
     out: GzEncoder<W>,
-    /// By address: `kept` holds each, so that none is reused.
-    numbers: HashMap<*const Process, u32>,
-    kept: Vec<Arc<Process>>,
+    /// By address: `kept` holds on to the allocation of each, so that none is reused; what is in it
+    /// is freed with its last user.
+    numbers: HashMap<usize, u32>,
+    kept: Vec<Weak<Process>>,
 }
-
-// SAFETY: the pointers are only compared, never followed.
-unsafe impl<W: Write + Send> Send for Writer<W> {}
 
 impl<W: Write> Writer<W> {
     /// Begins a file.
@@ -57,7 +55,7 @@ impl<W: Write> Writer<W> {
     }
 
     fn number(&mut self, process: &Arc<Process>) -> io::Result<u32> {
-        let address = Arc::as_ptr(process);
+        let address = Arc::as_ptr(process).addr();
         if let Some(&number) = self.numbers.get(&address) {
             return Ok(number);
         }
@@ -67,7 +65,7 @@ impl<W: Write> Writer<W> {
         let facts = serde_json::to_vec(&RecordedProcess::from(&**process))?;
         self.chunk(TAG_PROCESS, &[&facts])?;
         self.numbers.insert(address, number);
-        self.kept.push(Arc::clone(process));
+        self.kept.push(Arc::downgrade(process));
         Ok(number)
     }
 

@@ -130,7 +130,7 @@ fn span_record(bytes: &[u8]) -> Result<Result<SpanRecord, NoSpan>, DecodeError> 
     let (header, rest) = SpanHeader::read_from_prefix(bytes).map_err(|_size| DecodeError::Short)?;
     // "trace_id and span_id are set together or not at all" (OTEP 4947).
     if header.span_id == [0; 8] || header.trace_id == [0; 16] {
-        return Ok(Err(NoSpan::Invalid));
+        return Ok(Err(NoSpan::ZeroIds));
     }
     let claimed = usize::from(u16::from_ne_bytes(header.attributes_len));
     let mut rest = rest.get(..claimed).unwrap_or(rest);

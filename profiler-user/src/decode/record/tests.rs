@@ -126,7 +126,7 @@ fn a_record_that_claims_more_attributes_than_were_copied_is_read_as_far_as_it_go
 fn a_record_with_zero_ids_is_no_span() {
     let mut record = span(&[]);
     record[16..24].fill(0);
-    check_span(&record, Err(NoSpan::Invalid));
+    check_span(&record, Err(NoSpan::ZeroIds));
 }
 
 #[test]

@@ -165,6 +165,11 @@ impl Symbolizer {
         names
     }
 
+    /// From now on, how long the names of one window may take.
+    pub fn set_window_budget(&mut self, budget: Duration) {
+        self.service.config.window_budget = budget;
+    }
+
     /// The counters since the start.
     #[must_use]
     pub fn stats(&self) -> SymbolizeStats {
