@@ -90,7 +90,8 @@ pub struct Outputs {
 /// `spanprof record`.
 #[derive(Args, Debug)]
 pub struct Record {
-    /// How long: 10s, 2m, 1h. With a command, until it ends if not given
+    /// How long: 10s, 2m, 1h. With a command, until it ends if not given; one that goes on after
+    /// that is told to end (SIGTERM)
     #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Sample this process and its descendants only. May be given more than once
