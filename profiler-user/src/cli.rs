@@ -90,7 +90,8 @@ pub struct Outputs {
 /// `spanprof record`.
 #[derive(Args, Debug)]
 pub struct Record {
-    /// How long: 30s, 2m, 1h. If not given, 10s; with a command, until it ends
+    /// How long: 30s, 2m, 1h. If not given, 10s; with a command, until it ends. A command that goes
+    /// on after that is told to end (SIGTERM)
     #[arg(short, long, value_name = "DURATION", value_parser = parse_duration)]
     pub duration: Option<Duration>,
     /// Sample only this process and its descendants. May be given more than once

@@ -1,14 +1,25 @@
-//! Starts a command that waits until it is being sampled: nothing of it is missed.
+//! Starts a command that waits until it is being sampled: nothing of it is missed. And ends it with
+//! the recording that it was started for: nothing of it is left.
 
 use std::{
     ffi::OsString,
     io::{self, PipeReader, PipeWriter, Read as _, Write as _},
-    os::{fd::AsRawFd as _, unix::process::CommandExt as _},
-    process::{Child, Command},
+    os::{
+        fd::{AsRawFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Child, Command, ExitStatus},
     thread::JoinHandle,
+    time::Duration,
 };
 
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::sync::oneshot;
+
 use crate::decode::Pid;
+
+/// How long a command that was told to end may take before it is left alone.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// A process that has not begun to run its program.
 pub struct Waiting {
@@ -59,11 +70,72 @@ impl Waiting {
     /// # Errors
     ///
     /// The program was not found, or may not be executed.
-    pub fn go(self) -> io::Result<Child> {
+    pub fn go(self) -> io::Result<UnderWay> {
         let Self { pid: _, mut go, spawned } = self;
         go.write_all(&[1])?;
         drop(go);
-        join(spawned)
+        UnderWay::follow(join(spawned)?)
+    }
+}
+
+/// A command that runs its program. Dropped, it is told to end.
+pub struct UnderWay {
+    process: OwnedFd,
+    exited: oneshot::Receiver<io::Result<ExitStatus>>,
+    has_exited: bool,
+}
+
+impl UnderWay {
+    fn follow(mut child: Child) -> io::Result<Self> {
+        // It cannot be another process: nobody has waited for this one yet.
+        let id = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let id = id.ok_or_else(|| io::Error::other("the command's process has no id"))?;
+        let process = pidfd_open(id, PidfdFlags::empty())?;
+        let (tell, exited) = oneshot::channel();
+        // A thread that nobody joins: the end of this program does not wait for that of another.
+        std::thread::Builder::new().name("wait".to_owned()).spawn(move || {
+            // Nobody to tell means that this program is ending.
+            drop(tell.send(child.wait()));
+        })?;
+        Ok(Self { process, exited, has_exited: false })
+    }
+
+    /// Waits until it has exited by itself.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be waited for.
+    pub async fn exited(&mut self) -> io::Result<ExitStatus> {
+        let status = (&mut self.exited).await;
+        self.has_exited = true;
+        status.map_err(|_gone| io::Error::other("the waiting thread has panicked"))?
+    }
+
+    /// Tells it to end, if it has not.
+    pub fn terminate(&self) {
+        if !self.has_exited
+            && let Err(error) = pidfd_send_signal(&self.process, Signal::TERM)
+        {
+            // Most probably it has exited just now.
+            tracing::debug!(%error, "the command cannot be told to end");
+        }
+    }
+
+    /// Tells it to end, and waits until it has, but not for ever.
+    pub async fn end(mut self) {
+        if self.has_exited {
+            return;
+        }
+        self.terminate();
+        if tokio::time::timeout(GRACE, self.exited()).await.is_err() {
+            tracing::warn!("the command was told to end (SIGTERM) and has not");
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.terminate();
     }
 }
 
@@ -89,23 +161,46 @@ fn join(spawned: JoinHandle<io::Result<Child>>) -> io::Result<Child> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_program_runs_only_when_it_may() {
+    #[tokio::test]
+    async fn the_program_runs_only_when_it_may() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ran");
         let waiting = launch(&["touch".into(), file.clone().into()]).unwrap();
         let exe = std::fs::read_link(format!("/proc/{}/exe", waiting.pid.0)).unwrap();
         assert_eq!(exe, std::env::current_exe().unwrap(), "it is still a copy of this process");
         assert!(!file.exists());
-        let mut child = waiting.go().unwrap();
-        assert!(child.wait().unwrap().success());
+        let mut command = waiting.go().unwrap();
+        assert!(command.exited().await.unwrap().success());
         assert!(file.exists());
+    }
+
+    #[tokio::test]
+    async fn a_program_that_goes_on_is_told_to_end() {
+        let command = launch(&["sleep".into(), "1000".into()]).unwrap().go().unwrap();
+        let process = command.process.try_clone().unwrap();
+        command.end().await;
+        assert!(pidfd_send_signal(&process, Signal::TERM).is_err(), "it is still there");
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_given_up_is_told_to_end() {
+        let mut command = launch(&["sleep".into(), "1000".into()]).unwrap().go().unwrap();
+        // What the drop does, by a copy that can be asked.
+        let (_, none) = oneshot::channel();
+        let exited = std::mem::replace(&mut command.exited, none);
+        drop(command);
+        let status = exited.await.unwrap().unwrap();
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(Signal::TERM.as_raw())
+        );
     }
 
     #[test]
     fn a_program_that_is_not_there_is_an_error() {
         let waiting = launch(&["/no/such/program".into()]).unwrap();
-        assert_eq!(waiting.go().unwrap_err().kind(), io::ErrorKind::NotFound);
+        let error = waiting.go().map(drop).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]

@@ -10,11 +10,11 @@ use std::{
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{PidfdFlags, pidfd_open};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::books::Books;
 use super::collect::{Collected, Ended};
-use super::launch::{Waiting, launch};
+use super::launch::{UnderWay, Waiting, launch};
 use super::outputs;
 use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError, join};
@@ -81,6 +81,8 @@ pub async fn record(
     table: &mut dyn Write,
     progress: &mut dyn Write,
 ) -> Result<(), RecordError> {
+    // From here on a signal ends the sampling, and no longer the program: nothing is left half done.
+    let mut signals = Signals::new()?;
     outputs::check(&config.outputs)?;
     let recorder = match &config.raw {
         Some(path) => {
@@ -114,14 +116,17 @@ pub async fn record(
     };
     let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
 
-    let mut command = None;
-    if let Some(waiting) = waiting {
-        let mut child = waiting.go().map_err(command_error)?;
-        command = Some(tokio::task::spawn_blocking(move || child.wait()));
-    }
-    let reason = until(&config, &watched, command, &stats, progress).await?;
+    let mut command = match waiting {
+        Some(waiting) => Some(waiting.go().map_err(command_error)?),
+        None => None,
+    };
+    let reason = until(&config, &watched, command.as_mut(), &mut signals, &stats, progress).await?;
     tracing::debug!(?reason, "sampling ends");
     stop.stop();
+    // It ends while the profile is made.
+    if let Some(command) = &command {
+        command.terminate();
+    }
     let finish = move || -> Result<Finished, RecordError> {
         let collected =
             windows.recv().map_err(|_gone| io::Error::other("the collecting thread is gone"))?;
@@ -131,6 +136,9 @@ pub async fn record(
     let Finished { window, books } = tokio::task::spawn_blocking(finish)
         .await
         .map_err(|_panic| io::Error::other("the finishing thread has panicked"))??;
+    if let Some(command) = command {
+        command.end().await;
+    }
     outputs::print_table(&window, table)?;
     writeln!(table, "{books}")?;
     if let Reason::Command(status) = reason
@@ -218,17 +226,36 @@ fn all_gone(watched: &[OwnedFd]) -> bool {
     !watched.is_empty() && watched.iter().all(gone)
 }
 
+/// The signals that end the sampling.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let (interrupt, terminate) = (SignalKind::interrupt(), SignalKind::terminate());
+        Ok(Self { interrupt: signal(interrupt)?, terminate: signal(terminate)? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
 /// Waits for a reason to end, and shows how it goes.
 async fn until(
     config: &RecordConfig,
     watched: &[OwnedFd],
-    command: Option<tokio::task::JoinHandle<io::Result<ExitStatus>>>,
+    command: Option<&mut UnderWay>,
+    signals: &mut Signals,
     stats: &Stats,
     progress: &mut dyn Write,
 ) -> Result<Reason, RecordError> {
     let start = Instant::now();
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
     let time = async {
         match config.duration {
             Some(duration) => tokio::time::sleep(duration).await,
@@ -237,7 +264,7 @@ async fn until(
     };
     let exited = async {
         match command {
-            Some(wait) => wait.await,
+            Some(command) => command.exited().await,
             None => std::future::pending().await,
         }
     };
@@ -246,12 +273,8 @@ async fn until(
     let reason = loop {
         tokio::select! {
             () = &mut time => break Reason::Time,
-            status = &mut exited => {
-                let status = status.map_err(|_panic| io::Error::other("waiting has panicked"))?;
-                break Reason::Command(status?);
-            }
-            _ = interrupt.recv() => break Reason::Signal,
-            _ = terminate.recv() => break Reason::Signal,
+            status = &mut exited => break Reason::Command(status?),
+            () = signals.next() => break Reason::Signal,
             _ = ticks.tick() => {
                 if all_gone(watched) {
                     break Reason::ProcessesGone;
