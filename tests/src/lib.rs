@@ -3,4 +3,7 @@
 
 pub mod require;
 
+pub mod agent;
+pub mod pushed;
 pub mod pyroscope;
+pub mod relay;
