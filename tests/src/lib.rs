@@ -4,4 +4,7 @@
 pub mod require;
 pub mod wait;
 
+pub mod agent;
+pub mod pushed;
 pub mod pyroscope;
+pub mod relay;
