@@ -211,6 +211,25 @@ impl Agent {
         Ok(stats)
     }
 
+    /// Waits until no window waits for the server but the last, which has just been pushed.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub fn wait_until_caught_up(&mut self) -> Result<AgentStats> {
+        let deadline = Instant::now() + GRACE;
+        let mut last = self.wait_for_windows(1)?;
+        loop {
+            let stats = self.wait_for_windows(1)?;
+            let encoded = stats.samples("samples_encoded");
+            if encoded - stats.queued() >= last.samples("samples_encoded") {
+                return Ok(stats);
+            }
+            ensure!(Instant::now() < deadline, "it does not catch up:\n{}", self.log_end());
+            last = stats;
+        }
+    }
+
     /// Ends it (SIGTERM), and gives its last counters, whose books balance.
     ///
     /// # Errors

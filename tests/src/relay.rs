@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -17,6 +17,7 @@ use crate::pushed::Pushed;
 
 /// Longer than the agent waits for an answer.
 const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const MAX_HEAD_BYTES: usize = 64 << 10;
 const MAX_BODY_BYTES: usize = 16 << 20;
 
@@ -162,6 +163,26 @@ impl Relay {
         let pushes = self.pushes()?;
         let those = pushes.iter().filter(|(_, became)| *became == outcome);
         those.map(|(pushed, _)| pushed.samples()).sum()
+    }
+
+    /// Waits for all of so many samples to come to an end, and tells whether they did.
+    ///
+    /// # Errors
+    ///
+    /// As [`samples`](Self::samples).
+    pub fn reaches(&self, samples: u64, within: Duration) -> Result<bool> {
+        let deadline = Instant::now() + within;
+        loop {
+            let pushes = self.pushes()?;
+            let seen = pushes.iter().map(|(pushed, _)| pushed.samples()).sum::<Result<u64>>()?;
+            if seen == samples {
+                return Ok(true);
+            }
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            std::thread::sleep(POLL_INTERVAL);
+        }
     }
 
     /// How many requests were left without a word.
