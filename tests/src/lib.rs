@@ -3,4 +3,13 @@
 
 pub mod require;
 
+pub mod process_context;
+pub mod span_writer;
+pub mod workload;
+
+pub mod profile;
+pub mod spanprof;
+
 pub mod pyroscope;
+
+mod child;
