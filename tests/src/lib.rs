@@ -4,7 +4,16 @@
 pub mod require;
 pub mod wait;
 
+pub mod process_context;
+pub mod span_writer;
+pub mod workload;
+
+pub mod profile;
+pub mod spanprof;
+
 pub mod agent;
 pub mod pushed;
 pub mod pyroscope;
 pub mod relay;
+
+mod child;

@@ -1,0 +1,136 @@
+//! Programs with known answers: small ones in C, compiled when a test needs them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+
+use crate::child::Watched;
+
+pub use crate::child::wait_until;
+
+/// Frames have frame pointers and are never merged: a call in the source is a frame on the stack.
+const FLAGS: [&str; 5] =
+    ["-O2", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-Wall", "-Werror"];
+
+/// A compiled program, gone when dropped.
+#[derive(Debug)]
+pub struct Program {
+    folder: TempDir,
+    path: PathBuf,
+}
+
+impl Program {
+    /// Compiles `tests/fixtures/<name>.c` to a program of that name.
+    ///
+    /// # Errors
+    ///
+    /// There is no C compiler, or it refuses.
+    pub fn compile(name: &str) -> Result<Self> {
+        Self::compile_with(name, &[])
+    }
+
+    /// As [`compile`](Self::compile), with more flags.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
+    pub fn compile_with(name: &str, flags: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("spanprof-workload-").tempdir()?;
+        let path = folder.path().join(name);
+        compile(name, flags, &path)?;
+        Ok(Self { folder, path })
+    }
+
+    /// Compiles `tests/fixtures/<name>.c` to a shared library beside the program.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
+    pub fn with_library(&self, name: &str) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("lib{name}.so"));
+        compile(name, &["-shared", "-fPIC"], &path)?;
+        Ok(path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// As an argument of a command.
+    ///
+    /// # Panics
+    ///
+    /// The folder for temporary files has a name that is no text.
+    #[must_use]
+    pub fn arg(&self) -> &str {
+        self.path.to_str().expect("names of temporary folders are text")
+    }
+
+    /// Starts it and waits for its first line: it is at work then. It ends when its stdin does.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or says nothing.
+    pub fn start(&self, arguments: &[&str]) -> Result<Workload> {
+        Workload::start(Command::new(&self.path).args(arguments))
+    }
+}
+
+fn compile(name: &str, flags: &[&str], to: &Path) -> Result<()> {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let source = fixtures.join(name).with_extension("c");
+    let mut compiler = Command::new("cc");
+    compiler.args(FLAGS).args(flags).arg("-o").args([to, &source]);
+    let output = compiler.output().context("a C compiler, `cc`, is needed")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "cannot compile {}: {errors}", source.display());
+    Ok(())
+}
+
+/// A program at work, killed when dropped.
+#[derive(Debug)]
+pub struct Workload {
+    process: Watched,
+    first_line: String,
+}
+
+impl Workload {
+    /// Starts a program and waits for its first line.
+    ///
+    /// # Errors
+    ///
+    /// It does not start, or says nothing.
+    pub fn start(command: &mut Command) -> Result<Self> {
+        let mut process = Watched::start(command)?;
+        let first_line = process.line().with_context(|| format!("{command:?}"))?;
+        Ok(Self { process, first_line })
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it said when it was ready.
+    #[must_use]
+    pub fn first_line(&self) -> &str {
+        &self.first_line
+    }
+
+    /// Ends its stdin, waits for its end, and gives the rest of what it said.
+    ///
+    /// # Errors
+    ///
+    /// It does not end, or fails.
+    pub fn end(mut self) -> Result<String> {
+        self.process.close_stdin();
+        let said = self.process.finish()?;
+        ensure!(said.status.success(), "{}: {}", said.status, said.stderr);
+        Ok(said.stdout)
+    }
+}
