@@ -25,6 +25,9 @@ const TICK_MIN: Duration = Duration::from_millis(5);
 /// And at least.
 const TICK_MAX: Duration = Duration::from_millis(100);
 
+/// A difference between the clocks that is no slow drift any more, but a step.
+const CLOCK_STEP_NS: u64 = 100_000_000;
+
 /// A window, and what the process table did so far.
 #[derive(Debug)]
 pub struct Collected {
@@ -55,6 +58,8 @@ pub struct Collector {
     pub aggregator: Aggregator,
     /// When this window began.
     pub since: BootTime,
+    /// Where the window before ended on the wall clock.
+    pub previous_end_unix_ns: Option<i64>,
 }
 
 /// The recorded file, if there is one, or the first error in writing it.
@@ -195,13 +200,18 @@ impl Collector {
 
     /// Ends the window and begins the next.
     ///
-    /// It is measured on the boot clock, as samples are, and placed on the wall clock as it is now:
-    /// a step of the wall clock moves a window, and does not stretch it.
+    /// It is measured on the boot clock, as samples are: a step of the wall clock does not stretch
+    /// it. It begins where the one before ended, unless the wall clock is somewhere else by now.
     fn window(&mut self) -> Collected {
         let now = boot_now();
         let since = std::mem::replace(&mut self.since, now);
         let duration_ns = i64::try_from(now.0.saturating_sub(since.0)).unwrap_or(i64::MAX);
-        let start_unix_ns = unix_now().saturating_sub(duration_ns);
+        let on_the_wall = unix_now().saturating_sub(duration_ns);
+        let start_unix_ns = self
+            .previous_end_unix_ns
+            .filter(|end| end.abs_diff(on_the_wall) < CLOCK_STEP_NS)
+            .unwrap_or(on_the_wall);
+        self.previous_end_unix_ns = Some(start_unix_ns.saturating_add(duration_ns));
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
         Collected { window, process: self.table.stats().clone() }
     }

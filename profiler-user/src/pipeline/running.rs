@@ -95,6 +95,7 @@ impl Running {
             recorder: recorder.map(Ok),
             aggregator: Aggregator::default(),
             since,
+            previous_end_unix_ns: None,
         };
         let (finished, windows) = sync_channel(WINDOWS);
         let collector = std::thread::Builder::new()

@@ -334,9 +334,8 @@ fn after_lost_events_nothing_that_was_known_is_believed() {
     let fake = FakeProc::new();
     fake.add(7, 5000, &anonymous(0x1000));
     let mut table = table(&fake, TableLimits::default());
-    let service = |table: &ProcessTable| {
-        table.view(Pid(7), at(NOW + 99_999)).unwrap().service.name.clone()
-    };
+    let service =
+        |table: &ProcessTable| table.view(Pid(7), at(NOW + 99_999)).unwrap().service.name.clone();
     assert_eq!(service(&table), "unknown_service:fake");
     // It runs another program, and nobody said so.
     std::os::unix::fs::symlink("/opt/shop", fake.path(7, "exe")).unwrap();
