@@ -8,6 +8,7 @@ pub mod span_writer;
 pub mod workload;
 
 pub mod profile;
+pub mod recorded_file;
 pub mod spanprof;
 
 pub mod pyroscope;

@@ -23,9 +23,10 @@ mod tests {
     /// `sqrt(p (1 - p) / n)` in two of three cases, by four times that in one of 16,000. (Ticks at
     /// equal distances do better.) 6 s on two busy CPUs are some 4,000 samples: 3.2 percentage
     /// points for a half. One point more for what the service does inside spans outside of its own
-    /// clock, in the kernel and in the tracing layers before and after it is read.
+    /// clock, in the kernel and in the tracing layers before and after it is read. Never more than
+    /// four points.
     fn tolerance(share: f64, samples: u64) -> f64 {
-        4.0 * (share * (1.0 - share) / real(samples)).sqrt() + 0.01
+        (4.0 * (share * (1.0 - share) / real(samples)).sqrt() + 0.01).min(0.04)
     }
 
     /// The functions that burn a route's time.
@@ -157,7 +158,9 @@ mod tests {
         let table = run.spanprof.span_table("spans.json").unwrap();
         let inside: u64 = run.truth("roots", "root_span_name").values().sum();
         let part = real(table.totals.span_cpu_ns) / real(inside);
-        assert!((LABELLED_MIN..1.05).contains(&part), "{part} is labelled");
+        println!("{part:.4} of the CPU time inside spans is labelled");
+        // A third as many samples: 5 % is two in a thousand at random.
+        assert!((0.95..1.05).contains(&part), "{part} is labelled");
         for span in &table.spans {
             assert_eq!(span.span_name, None);
             let zeros = |id: &str| id.bytes().all(|digit| digit == b'0');
