@@ -110,7 +110,10 @@ fn copy_record(
     let from = record.wrapping_add(SPAN_HEADER_LEN as u64);
     // SAFETY: `len` is at most that room; the helper fails on an address that cannot be read.
     if unsafe { bpf_probe_read_user(to.cast(), len as u32, from as *const _) } != 0 {
-        count(counter::SPAN_ATTRIBUTES_CUT);
+        // Once a sample, however many reasons there are.
+        if whole {
+            count(counter::SPAN_ATTRIBUTES_CUT);
+        }
         return SpanRead { status: SPAN_READ, len: SPAN_HEADER_LEN, padded_len: padded_len(0) };
     }
     SpanRead { status: SPAN_READ, len: SPAN_HEADER_LEN + len, padded_len: padded }

@@ -9,6 +9,7 @@ pub mod span_writer;
 pub mod workload;
 
 pub mod profile;
+pub mod recorded_file;
 pub mod spanprof;
 
 pub mod agent;
