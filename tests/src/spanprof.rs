@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::child::{Said, Watched};
+use crate::child::{Said, Watched, wait_until};
 use crate::profile::{Folded, Pprof, SpanTable};
 
 /// The file that [`Spanprof::books`] reads.
@@ -83,6 +85,27 @@ impl Spanprof {
     /// It does not start.
     pub fn start(&self, arguments: &[&str]) -> Result<Running> {
         Running::start(&mut self.command(arguments))
+    }
+
+    /// Runs it to its end as root without some capabilities.
+    ///
+    /// # Errors
+    ///
+    /// They cannot be given up, or it does not start, or does not end.
+    pub fn run_without(&self, lost: CapabilitySet, arguments: &[&str]) -> Result<Finished> {
+        let mut command = self.command(arguments);
+        // The set belongs to the thread, and goes to what the thread starts.
+        let started = std::thread::spawn(move || -> Result<Running> {
+            for capability in lost.iter() {
+                match remove_capability_from_bounding_set(capability) {
+                    // One that this kernel does not know yet.
+                    Ok(()) | Err(Errno::INVAL) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Running::start(&mut command)
+        });
+        started.join().map_err(|_panic| anyhow!("the starting thread panicked"))??.finish()
     }
 
     /// A file in the folder.
@@ -202,6 +225,25 @@ impl Running {
     /// None comes.
     pub fn log(&mut self, text: &str) -> Result<String> {
         self.0.complaint(text)
+    }
+
+    /// Waits until it samples: the thread that collects samples starts after sampling has.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn wait_until_sampling(&self) -> Result<()> {
+        let threads = PathBuf::from(format!("/proc/{}/task", self.pid()));
+        wait_until("spanprof samples", || {
+            for thread in fs::read_dir(&threads).context("spanprof has ended")? {
+                // A thread may end meanwhile.
+                let name = fs::read_to_string(thread?.path().join("comm")).unwrap_or_default();
+                if name.trim() == "collect" {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
     }
 
     /// Its process id.

@@ -116,13 +116,31 @@ pub async fn record(
     };
     let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
 
-    let mut command = match waiting {
-        Some(waiting) => Some(waiting.go().map_err(command_error)?),
-        None => None,
+    let sampled = async {
+        let mut command = match waiting {
+            Some(waiting) => Some(waiting.go().map_err(command_error)?),
+            None => None,
+        };
+        let reason =
+            until(&config, &watched, command.as_mut(), &mut signals, &stats, progress).await?;
+        Ok((command, reason))
     };
-    let reason = until(&config, &watched, command.as_mut(), &mut signals, &stats, progress).await?;
-    tracing::debug!(?reason, "sampling ends");
+    let sampled = sampled.await;
     stop.stop();
+    let (command, reason) = match sampled {
+        Ok(sampled) => sampled,
+        Err(error) => {
+            // The collecting thread has the recorded file, which is removed when it ends: a program
+            // that ends before it leaves half a file behind.
+            drop(windows);
+            let ended = tokio::task::spawn_blocking(move || Running::join(collector).map(drop));
+            if !matches!(ended.await, Ok(Ok(()))) {
+                tracing::error!("the collecting thread has panicked");
+            }
+            return Err(error);
+        }
+    };
+    tracing::debug!(?reason, "sampling ends");
     // It ends while the profile is made.
     if let Some(command) = &command {
         command.terminate();
