@@ -133,7 +133,7 @@ pub async fn record(
             // The collecting thread has the recorded file, which is removed when it ends: a program
             // that ends before it leaves half a file behind.
             drop(windows);
-            let ended = tokio::task::spawn_blocking(move || Running::join(collector).map(drop));
+            let ended = tokio::task::spawn_blocking(move || join(collector).map(drop));
             if !matches!(ended.await, Ok(Ok(()))) {
                 tracing::error!("the collecting thread has panicked");
             }
