@@ -84,11 +84,12 @@ impl Collector {
                 Next::End => break,
             }
             state.tick();
-            if let (Some(end), Some(length)) = (window_end, length)
-                && Instant::now() >= end
-            {
-                window_end = Some(end + length);
-                state.hand_on(windows);
+            if let (Some(end), Some(length)) = (window_end, length) {
+                let now = Instant::now();
+                if now >= end {
+                    window_end = Some(next_end(end, length, now));
+                    state.hand_on(windows);
+                }
             }
         }
         let last = state.window();
@@ -99,6 +100,19 @@ impl Collector {
         }
         state.recorder
     }
+}
+
+/// When the window that begins now ends: in step with the earlier ones, and not before half of its
+/// length.
+///
+/// After a stop (a suspended machine, a frozen container) several ends have passed. A window for
+/// each of them would hold nothing, fill the queue of the next stage, and begin at the same
+/// millisecond as others, which a server takes for one that it has already.
+fn next_end(end: Instant, length: Duration, now: Instant) -> Instant {
+    let least = now + length / 2;
+    let behind = least.saturating_duration_since(end).as_nanos();
+    let steps = behind.div_ceil(length.as_nanos().max(1)).max(1);
+    end + length.saturating_mul(u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
 struct State {
@@ -198,5 +212,25 @@ impl State {
         let duration_ns = end_unix_ns.saturating_sub(start_unix_ns);
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
         Collected { window, process: self.table.stats().clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_keep_their_step_and_none_is_short() {
+        let length = Duration::from_secs(10);
+        let end = Instant::now();
+        let next =
+            |late_ms| (next_end(end, length, end + Duration::from_millis(late_ms)) - end).as_secs();
+        assert_eq!(next(0), 10);
+        assert_eq!(next(20), 10);
+        assert_eq!(next(5_000), 10);
+        assert_eq!(next(5_001), 20);
+        assert_eq!(next(9_999), 20);
+        assert_eq!(next(3_600_000), 3_610);
+        assert_eq!(next(3_608_000), 3_620);
     }
 }
