@@ -1,5 +1,7 @@
 //! `cargo xtask build`: the release binary.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::exec::{cargo, exec, target_dir};
@@ -8,7 +10,12 @@ use crate::setup::{Tools, provide};
 /// The command.
 pub(crate) fn run() -> Result<()> {
     provide(Tools::Build)?;
-    exec(cargo().args(["build", "--release", "--package=profiler-user", "--bin=spanprof"]))?;
-    println!("{}", target_dir().join("release/spanprof").display());
+    println!("{}", release_binary()?.display());
     Ok(())
+}
+
+/// Builds it.
+pub(crate) fn release_binary() -> Result<PathBuf> {
+    exec(cargo().args(["build", "--release", "--package=profiler-user", "--bin=spanprof"]))?;
+    Ok(target_dir().join("release/spanprof"))
 }

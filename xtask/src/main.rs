@@ -21,6 +21,7 @@ mod build;
 mod test;
 mod test_count;
 mod demo;
+mod bench;
 mod tidy;
 mod codegen;
 mod deny;
@@ -52,6 +53,11 @@ enum Command {
     ///
     /// Needs root. Writes to `target/demo`.
     Demo,
+    /// Measure what sampling, the agent and marking cost here, and print it as a table.
+    ///
+    /// Needs root, a quiet machine and about three minutes. Sets `kernel.bpf_stats_enabled` while it
+    /// runs.
+    Bench,
     /// Run all tests, and tell which did not run.
     Test,
     /// Check the invariants of ARCHITECTURE.md that text can check.
@@ -72,6 +78,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::Build => build::run(),
         Command::Demo => demo::run(),
+        Command::Bench => bench::run(),
         Command::Test => test::run(test::Missing::Skips),
         Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),
