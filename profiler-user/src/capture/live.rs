@@ -135,7 +135,7 @@ pub struct Started {
     /// The way back.
     pub control: Control,
     /// The books.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
 }
 
 impl Capture {
@@ -182,8 +182,8 @@ impl Capture {
             .as_fd()
             .try_clone_to_owned()
             .map_err(CaptureError::Thread)?;
-        let counters = Counters::new(counters, sampler_fd);
-        let mut timers = CpuTimers::default();
+        let counters = Arc::new(Counters::new(counters, sampler_fd));
+        let mut timers = CpuTimers::new(Arc::clone(&counters));
         let failed = timers.follow_online(program, config.hz)?;
         if let Some((_cpu, error)) = failed.into_iter().next() {
             return Err(error);

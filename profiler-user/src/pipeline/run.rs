@@ -110,7 +110,7 @@ struct Finisher {
     symbolizer: Symbolizer,
     exporter: Arc<Pyroscope>,
     elfs: ElfRegistry,
-    counters: Counters,
+    counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
 }

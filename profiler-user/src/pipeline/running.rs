@@ -53,7 +53,7 @@ pub struct Running {
     /// Ends it.
     pub stop: Stop,
     /// The kernel's counters.
-    pub counters: Counters,
+    pub counters: Arc<Counters>,
     /// The files that locations are in.
     pub elfs: ElfRegistry,
     /// The windows; they end after the last one.
@@ -99,7 +99,7 @@ impl Running {
     #[must_use]
     pub fn into_parts(
         self,
-    ) -> (Stop, Counters, ElfRegistry, Receiver<Collected>, JoinHandle<Ended>) {
+    ) -> (Stop, Arc<Counters>, ElfRegistry, Receiver<Collected>, JoinHandle<Ended>) {
         let Self { stop, counters, elfs, windows, collector } = self;
         (stop, counters, elfs, windows, collector)
     }
