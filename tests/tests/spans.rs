@@ -54,11 +54,11 @@ mod tests {
             let outputs = ["-F", HZ, "-o", "spans.json", "-o", "stacks.folded"];
             let command = [&["--", checkout, "--demo"], load].concat();
             let (finished, _) = spanprof.record(&[&outputs, options, &command].concat()).unwrap();
-            let said = finished.stdout.lines().filter_map(|line| {
+            let mut said = finished.stdout.lines().filter_map(|line| {
                 let said: Value = serde_json::from_str(line).ok()?;
                 said.get("truth").cloned()
             });
-            let truth = said.last().expect("the service says what it measured");
+            let truth = said.next_back().expect("the service says what it measured");
             Self { spanprof, truth }
         }
 
