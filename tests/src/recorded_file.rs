@@ -207,3 +207,51 @@ pub fn chunks_of(file: &[u8]) -> Result<Vec<u8>> {
     ensure!(decoder.into_inner().is_empty(), "something follows the gzip stream");
     Ok(chunks)
 }
+
+/// As much of a sample as tests look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// When, on the boot clock.
+    pub boot_ns: u64,
+    /// On which CPU.
+    pub cpu: u32,
+}
+
+/// The samples among the chunks of a file of this machine.
+///
+/// # Errors
+///
+/// A chunk is shorter than it says.
+pub fn samples_of(mut chunks: &[u8]) -> Result<Vec<Taken>> {
+    let mut samples = Vec::new();
+    while let Some((head, rest)) = chunks.split_first_chunk::<5>() {
+        let [tag, len @ ..] = *head;
+        let len = usize::try_from(u32::from_le_bytes(len))?;
+        let (content, rest) = rest.split_at_checked(len).context("a chunk is cut")?;
+        chunks = rest;
+        if tag == b'S' {
+            // The number of the process, then the record: the time first, the CPU at byte 32.
+            let record = content.get(4..).context("no record")?;
+            let boot_ns = record.first_chunk().context("a record is cut")?;
+            let cpu = record.get(32..).and_then(<[u8]>::first_chunk).context("a record is cut")?;
+            let (boot_ns, cpu) = (u64::from_ne_bytes(*boot_ns), u32::from_ne_bytes(*cpu));
+            samples.push(Taken { boot_ns, cpu });
+        }
+    }
+    Ok(samples)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_found_among_the_chunks() {
+        let samples = samples_of(&chunks().unwrap()).unwrap();
+        assert_eq!(samples.len() as u64, SAMPLES);
+        let expected = Taken { boot_ns: 12_345_678_901_234, cpu: 3 };
+        assert!(samples.iter().all(|sample| *sample == expected));
+        assert_eq!(chunks_of(&file().unwrap()).unwrap(), chunks().unwrap());
+        assert!(samples_of(b"S\x09\0\0\0short").is_err());
+    }
+}

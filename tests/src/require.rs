@@ -39,6 +39,7 @@ impl std::fmt::Display for Missing {
 /// | `Checkout` | the path of the example service |
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
+/// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 ///
 /// A test that returns a value names it: `require!(Root, Ok(()))`.
 #[macro_export]
@@ -83,6 +84,28 @@ macro_rules! require_one {
             "no reader of pprof: `cargo xtask setup` builds it where Go 1.24 or newer is",
         )
     };
+    (CpuHotplug) => {
+        $crate::require::cpu_hotplug()
+    };
+}
+
+/// The file that takes CPU 1 offline and back.
+///
+/// # Errors
+///
+/// There is no such CPU, it is offline, or it cannot be taken offline.
+pub fn cpu_hotplug() -> Result<PathBuf, Missing> {
+    let path = PathBuf::from("/sys/devices/system/cpu/cpu1/online");
+    let missing = |why: &str| Missing(format!("{}: {why}", path.display()));
+    match fs::read_to_string(&path) {
+        Ok(state) if state.trim() == "1" => {}
+        Ok(_) => return Err(missing("the CPU is offline")),
+        Err(error) => return Err(missing(&error.to_string())),
+    }
+    match OpenOptions::new().write(true).open(&path) {
+        Ok(_) => Ok(path),
+        Err(error) => Err(missing(&error.to_string())),
+    }
 }
 
 /// What loading a BPF program and sampling every process takes, as bits of a capability set.

@@ -116,6 +116,15 @@ impl Workload {
         self.process.id()
     }
 
+    /// The CPU time that it has used in user mode, in hundredths of a second.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn cpu_ticks(&self) -> Result<u64> {
+        cpu_ticks(self.pid())
+    }
+
     /// What it said when it was ready.
     #[must_use]
     pub fn first_line(&self) -> &str {
@@ -133,4 +142,17 @@ impl Workload {
         ensure!(said.status.success(), "{}: {}", said.status, said.stderr);
         Ok(said.stdout)
     }
+}
+
+/// The CPU time that a process has used in user mode, in hundredths of a second.
+///
+/// # Errors
+///
+/// It is gone.
+pub fn cpu_ticks(pid: u32) -> Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, in parentheses, may hold blanks.
+    let after_name = stat.rsplit_once(')').map(|(_, fields)| fields);
+    let ticks = after_name.and_then(|fields| fields.split(' ').nth(12)?.parse().ok());
+    ticks.with_context(|| format!("/proc/{pid}/stat: {stat}"))
 }

@@ -156,7 +156,8 @@ mod tests {
             ("CAP_SYSLOG", "kernel frames have no names"),
         ];
         for (capability, cost) in expected {
-            let about = |line: &&&str| line.contains(&format!("spanprof: capability {capability}:"));
+            let about =
+                |line: &&&str| line.contains(&format!("spanprof: capability {capability}:"));
             let found: Vec<_> = lines.iter().filter(about).collect();
             assert!(matches!(found[..], [line] if line.contains(cost)), "{}", finished.stderr);
         }
@@ -166,7 +167,11 @@ mod tests {
         let lost = CapabilitySet::PERFMON | CapabilitySet::SYS_ADMIN;
         let finished = spanprof.run_without(lost, &record).unwrap();
         finished.ended_with(CANNOT).unwrap();
-        assert!(finished.stderr.contains("spanprof: capability CAP_PERFMON:"), "{}", finished.stderr);
+        assert!(
+            finished.stderr.contains("spanprof: capability CAP_PERFMON:"),
+            "{}",
+            finished.stderr
+        );
         assert!(!finished.stderr.contains("CAP_BPF"), "{}", finished.stderr);
     }
 

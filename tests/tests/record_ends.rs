@@ -8,7 +8,7 @@ mod tests {
     use rustix::process::Signal;
     use spanprof_tests::require;
     use spanprof_tests::spanprof::{STATS, Spanprof};
-    use spanprof_tests::workload::{Program, Workload, wait_until};
+    use spanprof_tests::workload::{Program, cpu_ticks, wait_until};
 
     const SERVICE: &str = "unknown_service:stacks";
     const OUTPUTS: [&str; 6] = ["-o", "p.json", "-o", "p.pb.gz", "--stats", STATS];
@@ -41,13 +41,8 @@ mod tests {
             let command: u32 = running.line().unwrap().parse().unwrap();
             assert_eq!(running.line().unwrap(), "ready");
             // It samples while the workload works.
-            let stat = format!("/proc/{command}/stat");
-            wait_until("the workload has used CPU time", || {
-                let stat = std::fs::read_to_string(&stat)?;
-                let user_ticks = stat.split(' ').nth(13).map(str::parse::<u64>);
-                Ok(user_ticks.is_some_and(|ticks| ticks.is_ok_and(|ticks| ticks >= 5)))
-            })
-            .unwrap();
+            let at_work = || Ok(cpu_ticks(command)? >= 5);
+            wait_until("the workload has used CPU time", at_work).unwrap();
             running.signal(signal).unwrap();
             let finished = running.finish().unwrap();
             finished.succeeded().unwrap();
@@ -117,7 +112,8 @@ mod tests {
             has_a_profile(spanprof);
             spanprof.span_table("p.json").unwrap().service(SERVICE).samples
         };
-        until_used(&workload, 50);
+        let until = workload.cpu_ticks().unwrap() + 50;
+        wait_until("half a second", || Ok(workload.cpu_ticks()? >= until)).unwrap();
         workload.end().unwrap();
         for running in running {
             running.finish().unwrap().succeeded().unwrap();
@@ -125,18 +121,6 @@ mod tests {
         let [one, other] = two.each_ref().map(samples);
         // Half a second together; the one that was first has what came before the other, too.
         assert!(one >= 240 && other >= 240, "{one} and {other}");
-    }
-
-    /// Waits until a process has used so many hundredths of a second more.
-    fn until_used(workload: &Workload, ticks: u64) {
-        let stat = format!("/proc/{}/stat", workload.pid());
-        let used = || {
-            let stat = std::fs::read_to_string(&stat)?;
-            let user_ticks = stat.split(' ').nth(13).and_then(|ticks| ticks.parse().ok());
-            user_ticks.ok_or_else(|| anyhow::anyhow!("{stat}")).map(|ticks: u64| ticks)
-        };
-        let until = used().unwrap() + ticks;
-        wait_until("the workload has used CPU time", || Ok(used()? >= until)).unwrap();
     }
 
     #[test]

@@ -1,23 +1,55 @@
 //! One CPU-clock perf event on every online CPU, CPUs that come and go included.
+//!
+//! The kernel stops the event of a CPU that goes offline, and does not start it again when the CPU
+//! comes back. A CPU can do both between two looks: a host that is suspended takes all CPUs but one
+//! offline while no process runs. So it is not enough to compare who is online: a timer that does
+//! not fire any more is opened anew.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use aya::programs::{
     PerfEvent,
     perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent},
 };
 
+use super::counters::Counters;
 use super::live::CaptureError;
 
+/// A timer that has not fired for so long has stopped, if it should have fired several times.
+const SILENCE_MIN: Duration = Duration::from_millis(900);
+/// How often it should have fired.
+const SILENT_PERIODS: u32 = 4;
+
 /// The perf events that are open, by CPU.
-#[derive(Default)]
 pub(super) struct CpuTimers {
-    links: BTreeMap<u32, PerfEventLinkId>,
+    timers: BTreeMap<u32, Timer>,
+    counters: Arc<Counters>,
+}
+
+struct Timer {
+    link: PerfEventLinkId,
+    pulse: Pulse,
+}
+
+/// How often a timer has fired, and since when it has not.
+#[derive(Clone, Copy, Debug)]
+struct Pulse {
+    ticks: u64,
+    since: Instant,
 }
 
 impl CpuTimers {
-    /// Opens events on CPUs that came online and forgets those of CPUs that went; returns the CPUs
-    /// that could not be opened, each with its error.
+    /// None yet. The counters tell which of them fire.
+    pub(super) fn new(counters: Arc<Counters>) -> Self {
+        Self { timers: BTreeMap::new(), counters }
+    }
+
+    /// Opens events on CPUs that came online and forgets those of CPUs that went or were away;
+    /// returns the CPUs that could not be opened, each with its error.
     pub(super) fn follow_online(
         &mut self,
         program: &mut PerfEvent,
@@ -25,21 +57,35 @@ impl CpuTimers {
     ) -> Result<Vec<(u32, CaptureError)>, CaptureError> {
         let online = aya::util::online_cpus()
             .map_err(|(path, source)| CaptureError::OnlineCpus { path, source })?;
-        for (cpu, link) in self.take_offline(&online) {
+        let now = Instant::now();
+        // Without counters nothing is known to have stopped.
+        let ticks = self.counters.ticks_by_cpu().unwrap_or_default();
+        let ticks = |cpu| usize::try_from(cpu).ok().and_then(|cpu: usize| ticks.get(cpu)).copied();
+        let offline = self.take(|cpu, _| !online.contains(&cpu));
+        let stopped = self.take(|cpu, timer| {
+            ticks(cpu).is_some_and(|ticks| timer.pulse.has_stopped(ticks, now, hz))
+        });
+        let mut was_away = Vec::new();
+        for (cpu, timer) in offline.into_iter().chain(stopped) {
             // The kernel stopped the event when the CPU went; closing it can only fail if it is
             // closed already.
-            if let Err(error) = program.detach(link) {
-                tracing::debug!(cpu, %error, "cannot close the event of a CPU that is offline");
+            if let Err(error) = program.detach(timer.link) {
+                tracing::debug!(cpu, %error, "cannot close the event of a CPU that was offline");
             }
+            was_away.extend(online.contains(&cpu).then_some(cpu));
         }
         let mut failed = Vec::new();
         for cpu in online {
-            if self.links.contains_key(&cpu) {
+            if self.timers.contains_key(&cpu) {
                 continue;
             }
             match open(program, cpu, hz) {
                 Ok(link) => {
-                    self.links.insert(cpu, link);
+                    let pulse = Pulse { ticks: ticks(cpu).unwrap_or(0), since: now };
+                    self.timers.insert(cpu, Timer { link, pulse });
+                    if was_away.contains(&cpu) {
+                        tracing::warn!(cpu, "a CPU that was offline for a moment is sampled again");
+                    }
                 }
                 Err(source) => failed.push((cpu, CaptureError::PerfEvent { cpu, source })),
             }
@@ -49,22 +95,30 @@ impl CpuTimers {
 
     /// How many CPUs are sampled.
     pub(super) fn len(&self) -> usize {
-        self.links.len()
+        self.timers.len()
     }
 
     /// Stops sampling.
     pub(super) fn stop(&mut self, program: &mut PerfEvent) {
-        for (cpu, link) in std::mem::take(&mut self.links) {
-            if let Err(error) = program.detach(link) {
+        for (cpu, timer) in std::mem::take(&mut self.timers) {
+            if let Err(error) = program.detach(timer.link) {
                 tracing::debug!(cpu, %error, "cannot close a perf event");
             }
         }
     }
 
-    fn take_offline(&mut self, online: &[u32]) -> Vec<(u32, PerfEventLinkId)> {
-        let gone: Vec<u32> =
-            self.links.keys().filter(|cpu| !online.contains(cpu)).copied().collect();
-        gone.into_iter().filter_map(|cpu| self.links.remove_entry(&cpu)).collect()
+    fn take(&mut self, mut which: impl FnMut(u32, &mut Timer) -> bool) -> Vec<(u32, Timer)> {
+        self.timers.extract_if(.., |cpu, timer| which(*cpu, timer)).collect()
+    }
+}
+
+impl Pulse {
+    fn has_stopped(&mut self, ticks: u64, now: Instant, hz: u32) -> bool {
+        if self.ticks != ticks {
+            *self = Self { ticks, since: now };
+        }
+        let periods = Duration::from_secs(1) * SILENT_PERIODS / hz.max(1);
+        now.saturating_duration_since(self.since) >= periods.max(SILENCE_MIN)
     }
 }
 
@@ -81,4 +135,23 @@ fn open(
         SamplePolicy::Frequency(u64::from(hz)),
         false,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timer_that_does_not_fire_any_more_has_stopped() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut pulse = Pulse { ticks: 7, since: start };
+        assert!(!pulse.has_stopped(7, after(899), 97));
+        assert!(!pulse.has_stopped(8, after(5000), 97), "it fired meanwhile");
+        assert!(!pulse.has_stopped(8, after(5899), 97));
+        assert!(pulse.has_stopped(8, after(5900), 97));
+        let mut slow = Pulse { ticks: 7, since: start };
+        assert!(!slow.has_stopped(7, after(3999), 1), "it may fire once a second");
+        assert!(slow.has_stopped(7, after(4000), 1));
+    }
 }

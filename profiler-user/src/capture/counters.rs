@@ -46,6 +46,21 @@ impl Counters {
         Ok(SamplerCost::from_fdinfo(&fs::read_to_string(path)?))
     }
 
+    /// How often the timer of each CPU has fired, whatever it met.
+    ///
+    /// # Errors
+    ///
+    /// As [`totals`](Self::totals).
+    pub(super) fn ticks_by_cpu(&self) -> io::Result<Vec<u64>> {
+        let mut ticks: Vec<u64> = Vec::new();
+        for index in [counter::SAMPLES_TAKEN, counter::TICKS_IDLE, counter::TICKS_FILTERED] {
+            let values = self.map.get(&index, 0).map_err(io::Error::other)?;
+            ticks.resize(values.len(), 0);
+            ticks.iter_mut().zip(values.iter()).for_each(|(sum, value)| *sum += value);
+        }
+        Ok(ticks)
+    }
+
     /// One counter of `profiler_common::counter`, summed over the CPUs.
     ///
     /// # Errors

@@ -189,7 +189,7 @@ impl Capture {
             .map_err(CaptureError::Thread)?;
         let counters = Arc::new(Counters::new(counters, sampler_fd));
         let since = boot_now();
-        let mut timers = CpuTimers::default();
+        let mut timers = CpuTimers::new(Arc::clone(&counters));
         let failed = timers.follow_online(program, config.hz)?;
         if let Some((_cpu, error)) = failed.into_iter().next() {
             return Err(error);
