@@ -57,13 +57,13 @@ mod tests {
             Self { spanprof, running, busy }
         }
 
-        /// Lets a second of CPU time go by, ends it, and counts the samples on the CPU that were
+        /// Lets half a second of each CPU's time go by, ends it, and counts the samples on the CPU that were
         /// taken after a time.
         fn samples_after(self, boot_ns: u64) -> usize {
             let Self { spanprof, running, busy } = self;
             let used = || busy.iter().map(Workload::cpu_ticks).sum::<anyhow::Result<u64>>();
-            let until = used().unwrap() + 100;
-            wait_until("a second of CPU time", || Ok(used()? >= until)).unwrap();
+            let until = used().unwrap() + 50 * busy.len() as u64;
+            wait_until("half a second of each CPU", || Ok(used()? >= until)).unwrap();
             running.signal(Signal::INT).unwrap();
             running.finish().unwrap().succeeded().unwrap();
             spanprof.books().unwrap();
@@ -73,7 +73,7 @@ mod tests {
         }
     }
 
-    /// A second on two CPUs at 499 Hz is some 250 samples on each.
+    /// Half a second at 499 Hz is some 250 samples on each CPU.
     const ENOUGH: usize = 50;
 
     #[test]

@@ -119,8 +119,9 @@ mod tests {
             running.finish().unwrap().succeeded().unwrap();
         }
         let [one, other] = two.each_ref().map(samples);
-        // Half a second together; the one that was first has what came before the other, too.
-        assert!(one >= 240 && other >= 240, "{one} and {other}");
+        // Half a second together, but for the ways in which clocks count; the one that was first has
+        // what came before the other, too.
+        assert!(one >= 220 && other >= 220, "{one} and {other}");
     }
 
     #[test]
