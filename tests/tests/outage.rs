@@ -13,8 +13,8 @@ mod tests {
 
     const SERVICE: &str = "outage";
     const HZ: u64 = 199;
-    /// Windows of a second, which are more than an outage of 30 s has of the usual ten.
-    const OUTAGE_WINDOWS: usize = 12;
+    /// Windows of a second: 30 s without a server, and ten times the windows of the usual ten seconds.
+    const OUTAGE_WINDOWS: usize = 30;
     const HALF_A_WINDOW: Duration = Duration::from_millis(500);
     const ENCODED: &str = "samples_encoded";
     const REJECTED: &str = "lost_export_rejected";
