@@ -14,7 +14,7 @@ macro_rules! counters {
 }
 
 /// How many counters there are.
-pub const COUNTERS_LEN: u32 = 19;
+pub const COUNTERS_LEN: u32 = 28;
 
 counters! {
     /// Timer ticks on a task that is to be sampled. Each becomes a record or a `LOST_*`.
@@ -55,4 +55,23 @@ counters! {
     SPAN_ATTRIBUTES_CUT = 17 => "span_attributes_cut",
     /// A child of a chosen process is not sampled: as many are as the map holds.
     TARGETS_FULL = 18 => "targets_full",
+    /// A sample whose user stack was walked up to the outermost frame.
+    USER_STACK_COMPLETE = 19 => "user_stack_complete",
+    /// A sample of a process whose mappings are not known: the stack was walked by frame pointer.
+    USER_STACK_UNKNOWN_PROCESS = 20 => "user_stack_unknown_process",
+    /// A sample whose user stack ends in no mapping that is known.
+    USER_STACK_UNMAPPED = 21 => "user_stack_unmapped",
+    /// A sample whose user stack ends in code without unwind information, at a frame pointer that
+    /// leads nowhere.
+    USER_STACK_NO_FRAME_POINTER = 22 => "user_stack_no_frame_pointer",
+    /// A sample whose user stack ends where memory cannot be read.
+    USER_STACK_UNREADABLE = 23 => "user_stack_unreadable",
+    /// A sample whose user stack ends at an unwind rule that cannot be followed.
+    USER_STACK_UNSUPPORTED_RULE = 24 => "user_stack_unsupported_rule",
+    /// A sample whose user stack ends at a caller that would be further down.
+    USER_STACK_BAD_STEP = 25 => "user_stack_bad_step",
+    /// A sample with a frame found by frame pointer in a file whose table was not ready.
+    USER_TABLE_PENDING = 26 => "user_table_pending",
+    /// A sample with a frame found by frame pointer in a file whose table had no room.
+    USER_TABLE_OVER_LIMIT = 27 => "user_table_over_limit",
 }

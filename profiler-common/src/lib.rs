@@ -12,3 +12,4 @@ pub mod process;
 pub mod sample;
 pub mod settings;
 pub mod span;
+pub mod unwind;

@@ -11,6 +11,9 @@ pub const EVENT_EXEC: u32 = 1;
 pub const EVENT_FORK: u32 = 2;
 /// `ProcessEventRecord::kind`: the process's first thread has exited.
 pub const EVENT_EXIT: u32 = 3;
+/// `ProcessEventRecord::kind`: a sample's code is in no mapping that is known of the process, or of
+/// the process nothing is known. Not sent more often than each 10 ms for a process.
+pub const EVENT_UNKNOWN_CODE: u32 = 4;
 
 /// One process event, as the BPF programs write it to the `PROCESS_EVENTS` ring.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -26,6 +29,8 @@ pub struct ProcessEventRecord {
     pub parent_tgid: u32,
     /// Always zero.
     pub reserved: u32,
+    /// For `EVENT_UNKNOWN_CODE` the address of the code, otherwise zero.
+    pub address: u64,
 }
 
-const _: () = assert!(size_of::<ProcessEventRecord>() == 24);
+const _: () = assert!(size_of::<ProcessEventRecord>() == 32);

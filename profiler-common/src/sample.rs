@@ -1,7 +1,7 @@
 //! One sample, as the BPF program writes it to the `SAMPLES` ring.
 //!
 //! A record is a [`SampleHeader`], then `kernel_frame_count` and `user_frame_count` addresses of
-//! 8 bytes, leaf first, then `span_len` bytes of the thread's OTEP 4947 record, then zero bytes up
+//! 8 bytes, leaf first (a user address may carry [`FRAME_INTERRUPTED`]), then `span_len` bytes of the thread's OTEP 4947 record, then zero bytes up
 //! to a multiple of 8.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -26,19 +26,42 @@ pub const KIND_CPU: u16 = 1;
 /// `SampleHeader::flags`: the first user frame is an instruction that the thread returns to (it is
 /// in a system call), not one that was interrupted: look up `address - 1`.
 pub const FLAG_USER_LEAF_RETURNS: u16 = 1;
-/// `SampleHeader::flags`: there are more user frames than the sample has room for.
-pub const FLAG_USER_TRUNCATED: u16 = 1 << 1;
 /// `SampleHeader::flags`: the thread was in the kernel.
-pub const FLAG_IN_KERNEL: u16 = 1 << 2;
+pub const FLAG_IN_KERNEL: u16 = 1 << 1;
 
-/// `SampleHeader::user_stack`: user frames were walked.
-pub const USER_STACK_WALKED: u8 = 0;
+/// `SampleHeader::flags`: where the bits begin that say how frames were found by frame pointer:
+/// bit `FLAG_FRAME_POINTER_SHIFT + MAPPING_*` if one was, in a mapping of that kind.
+pub const FLAG_FRAME_POINTER_SHIFT: u32 = 8;
+
+/// A bit of a user frame, which is no bit of any address: a signal interrupted this instruction,
+/// so that it is no return address. Never set in the first frame: there,
+/// [`FLAG_USER_LEAF_RETURNS`] tells.
+pub const FRAME_INTERRUPTED: u64 = 1 << 63;
+
+/// `SampleHeader::user_stack`: walked up to the outermost frame.
+pub const USER_STACK_COMPLETE: u8 = 0;
 /// `SampleHeader::user_stack`: a kernel thread: there is no user stack.
 pub const USER_STACK_KERNEL_THREAD: u8 = 1;
 /// `SampleHeader::user_stack`: a task of another register layout (32-bit).
 pub const USER_STACK_COMPAT: u8 = 2;
 /// `SampleHeader::user_stack`: the thread was in the kernel and its user registers were not found.
 pub const USER_STACK_NO_REGISTERS: u8 = 3;
+/// `SampleHeader::user_stack`: there are more frames than the sample has room for.
+pub const USER_STACK_TRUNCATED: u8 = 4;
+/// `SampleHeader::user_stack`: the process's mappings are not known (yet): walked by frame pointer.
+pub const USER_STACK_UNKNOWN_PROCESS: u8 = 5;
+/// `SampleHeader::user_stack`: the last frame is in no mapping that is known.
+pub const USER_STACK_UNMAPPED: u8 = 6;
+/// `SampleHeader::user_stack`: the last frame has no unwind information, and its frame pointer
+/// leads nowhere.
+pub const USER_STACK_NO_FRAME_POINTER: u8 = 7;
+/// `SampleHeader::user_stack`: the last frame's caller is on a part of the stack that cannot be
+/// read.
+pub const USER_STACK_UNREADABLE: u8 = 8;
+/// `SampleHeader::user_stack`: the last frame's unwind rule cannot be followed.
+pub const USER_STACK_UNSUPPORTED_RULE: u8 = 9;
+/// `SampleHeader::user_stack`: the last frame's unwind rule leads down the stack.
+pub const USER_STACK_BAD_STEP: u8 = 10;
 
 /// `SampleHeader::span`: a valid record follows.
 pub const SPAN_READ: u8 = 0;
@@ -59,6 +82,8 @@ pub struct SampleHeader {
     pub boot_ns: u64,
     /// What this sample stands for, in the unit of its kind.
     pub value: u64,
+    /// The epoch of the mapping snapshot that the user stack was walked with, 0 if with none.
+    pub epoch: u64,
     /// The cgroup v2 id of the task, 0 where there is none.
     pub cgroup_id: u64,
     /// The process, in the initial PID namespace.
@@ -85,5 +110,5 @@ pub struct SampleHeader {
     pub comm: [u8; COMM_LEN],
 }
 
-const _: () = assert!(size_of::<SampleHeader>() == 64);
+const _: () = assert!(size_of::<SampleHeader>() == 72);
 const _: () = assert!(SAMPLE_LEN_MAX.is_multiple_of(8));

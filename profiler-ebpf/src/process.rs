@@ -85,6 +85,7 @@ fn send(kind: u32, tgid: u32, parent_tgid: u32) {
         tgid,
         parent_tgid,
         reserved: 0,
+        address: 0,
     };
     if PROCESS_EVENTS.output::<ProcessEventRecord>(&record, 0).is_err() {
         count(counter::EVENT_LOST_RING_FULL);

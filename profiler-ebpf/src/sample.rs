@@ -16,9 +16,9 @@ use profiler_common::{
     counter,
     process::COMM_LEN,
     sample::{
-        FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FLAG_USER_TRUNCATED, KERNEL_FRAMES_MAX, KIND_CPU,
-        SAMPLE_LEN_MAX, SampleHeader, USER_FRAMES_MAX, USER_STACK_COMPAT, USER_STACK_NO_REGISTERS,
-        USER_STACK_WALKED,
+        FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, KERNEL_FRAMES_MAX, KIND_CPU, SAMPLE_LEN_MAX,
+        SampleHeader, USER_FRAMES_MAX, USER_STACK_COMPAT, USER_STACK_NO_REGISTERS,
+        USER_STACK_TRUNCATED, USER_STACK_UNKNOWN_PROCESS,
     },
 };
 use profiler_ebpf::frame_pointer::{Cursor, step};
@@ -51,7 +51,7 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     let kernel_frames = if user_mode { 0 } else { kernel_stack(ctx, scratch) };
     scratch.header.kernel_frame_count = kernel_frames as u16;
     scratch.header.user_frame_count = 0;
-    scratch.header.user_stack = USER_STACK_WALKED;
+    scratch.header.user_stack = USER_STACK_UNKNOWN_PROCESS;
     match user_registers(ctx, user_mode) {
         Ok(registers) => {
             if registers.returns {
@@ -80,6 +80,7 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     header.tgid = tgid;
     header.tid = tid;
     header.kind = KIND_CPU;
+    header.epoch = 0;
     // SAFETY: the helper takes no argument and cannot fail.
     header.boot_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: the helper takes no argument and cannot fail.
@@ -121,7 +122,7 @@ fn user_stack(leaf: Cursor, scratch: &mut Scratch) {
         let Some(caller) = step(frame, |bp| read_user(bp).ok()) else { return };
         volatile_write(&mut scratch.cursor, caller);
     }
-    scratch.header.flags |= FLAG_USER_TRUNCATED;
+    scratch.header.user_stack = USER_STACK_TRUNCATED;
     count(counter::USER_STACK_TRUNCATED);
 }
 

@@ -44,6 +44,16 @@ pub enum Unresolved {
     Compat,
     /// The thread was in the kernel, and its user registers were not found.
     NoRegisters,
+    /// The kernel side did not know the process's mappings: the stack was walked by frame pointer.
+    UnknownProcess,
+    /// The caller is not known: no unwind information, and no frame pointer.
+    NoFramePointer,
+    /// The caller is on a part of the stack that cannot be read.
+    StackUnreadable,
+    /// The caller is found by an unwind rule that cannot be followed.
+    UnsupportedRule,
+    /// The unwind information is wrong: the caller would be further down the stack.
+    BadStep,
 }
 
 impl Unresolved {
@@ -58,6 +68,11 @@ impl Unresolved {
             Self::Truncated => "[more frames]",
             Self::Compat => "[32-bit process]",
             Self::NoRegisters => "[no user registers]",
+            Self::UnknownProcess => "[process not known yet]",
+            Self::NoFramePointer => "[no unwind information]",
+            Self::StackUnreadable => "[stack unreadable]",
+            Self::UnsupportedRule => "[unsupported unwind rule]",
+            Self::BadStep => "[wrong unwind information]",
         }
     }
 }
@@ -103,12 +118,7 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
     let mut stack: Vec<Location> =
         sample.frames.iter().map(|&frame| location(frame, process)).collect();
     // Why a stack ends early is a frame itself: it shows where a reader looks.
-    match sample.user_stack {
-        UserStack::Walked | UserStack::KernelThread => {}
-        UserStack::Truncated => stack.push(Location::Unresolved(Unresolved::Truncated)),
-        UserStack::Compat => stack.push(Location::Unresolved(Unresolved::Compat)),
-        UserStack::NoRegisters => stack.push(Location::Unresolved(Unresolved::NoRegisters)),
-    }
+    stack.extend(why_it_ends(sample.user_stack).map(Location::Unresolved));
     // A process that was gone before it was read still has the name that the kernel gave it.
     let service = if process.name.is_empty() && !sample.comm.is_empty() {
         Arc::new(ServiceIdentity::unknown(&sample.comm))
@@ -122,6 +132,21 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
         span: sample.span.as_ref().ok().map(|span| span_label(span, process, scope)),
         value: sample.value,
     }
+}
+
+/// `None`: it ends where it should, or the last frame says why it is the last.
+fn why_it_ends(stack: UserStack) -> Option<Unresolved> {
+    Some(match stack {
+        UserStack::Complete | UserStack::KernelThread | UserStack::Unmapped => return None,
+        UserStack::Truncated => Unresolved::Truncated,
+        UserStack::Compat => Unresolved::Compat,
+        UserStack::NoRegisters => Unresolved::NoRegisters,
+        UserStack::UnknownProcess => Unresolved::UnknownProcess,
+        UserStack::NoFramePointer => Unresolved::NoFramePointer,
+        UserStack::Unreadable => Unresolved::StackUnreadable,
+        UserStack::UnsupportedRule => Unresolved::UnsupportedRule,
+        UserStack::BadStep => Unresolved::BadStep,
+    })
 }
 
 fn location(frame: Frame, process: &Process) -> Location {
@@ -206,7 +231,9 @@ mod tests {
             cpu: 0,
             cgroup_id: 0,
             frames,
-            user_stack: UserStack::Walked,
+            user_stack: UserStack::Complete,
+            by_frame_pointer: 0,
+            epoch: 0,
             span: Err(NoSpan::NoSlot),
         }
     }
@@ -252,6 +279,11 @@ mod tests {
             (UserStack::Truncated, Unresolved::Truncated),
             (UserStack::Compat, Unresolved::Compat),
             (UserStack::NoRegisters, Unresolved::NoRegisters),
+            (UserStack::UnknownProcess, Unresolved::UnknownProcess),
+            (UserStack::NoFramePointer, Unresolved::NoFramePointer),
+            (UserStack::Unreadable, Unresolved::StackUnreadable),
+            (UserStack::UnsupportedRule, Unresolved::UnsupportedRule),
+            (UserStack::BadStep, Unresolved::BadStep),
         ] {
             cut.user_stack = stack;
             check_stack(&cut, &process(), &unresolved(reason));

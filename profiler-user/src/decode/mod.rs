@@ -99,6 +99,10 @@ pub struct Sample {
     pub frames: Vec<Frame>,
     /// How the user part of the stack ended.
     pub user_stack: UserStack,
+    /// Bit `MAPPING_*` is set if a caller was found by frame pointer in a mapping of that kind.
+    pub by_frame_pointer: u8,
+    /// The epoch of the mapping snapshot that the user part was walked with, 0 if with none.
+    pub epoch: u64,
     /// The thread's span record, or why there is none.
     pub span: Result<SpanRecord, NoSpan>,
 }
@@ -136,8 +140,8 @@ impl CodeAddress {
 /// How the user part of a stack ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserStack {
-    /// At its root, or where frame pointers end.
-    Walked,
+    /// At its outermost frame.
+    Complete,
     /// At the most frames a sample has.
     Truncated,
     /// A kernel thread has none.
@@ -146,6 +150,18 @@ pub enum UserStack {
     Compat,
     /// The thread was in the kernel and its user registers were not found.
     NoRegisters,
+    /// Where frame pointers end; the mappings of the process were not known to the kernel side.
+    UnknownProcess,
+    /// In no mapping that was known.
+    Unmapped,
+    /// In code without unwind information, at a frame pointer that leads nowhere.
+    NoFramePointer,
+    /// At a part of the stack that cannot be read.
+    Unreadable,
+    /// At an unwind rule that cannot be followed.
+    UnsupportedRule,
+    /// At an unwind rule that leads down the stack.
+    BadStep,
 }
 
 /// A thread's OTEP 4947 record.
@@ -199,4 +215,9 @@ pub enum ProcessEventKind {
     },
     /// Its first thread has exited; others may still run.
     Exit,
+    /// A sample's code is in no mapping that the kernel side knows.
+    UnknownCode {
+        /// The code.
+        address: Addr,
+    },
 }

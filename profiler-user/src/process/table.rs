@@ -214,6 +214,7 @@ impl ProcessTable {
             ProcessEventKind::Exec => self.on_exec(pid, at),
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
+            ProcessEventKind::UnknownCode { address } => self.refresh(pid, at, &[address]),
         }
     }
 

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use profiler_common::{
-    process::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, ProcessEventRecord},
+    process::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_UNKNOWN_CODE, ProcessEventRecord},
     sample::{
-        FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FLAG_USER_TRUNCATED, KIND_CPU, SPAN_INVALID,
-        SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE, SampleHeader, USER_STACK_COMPAT,
-        USER_STACK_KERNEL_THREAD, USER_STACK_NO_REGISTERS, USER_STACK_WALKED,
+        FLAG_FRAME_POINTER_SHIFT, FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FRAME_INTERRUPTED,
+        KIND_CPU, SPAN_INVALID, SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE, SampleHeader,
+        USER_STACK_BAD_STEP, USER_STACK_COMPAT, USER_STACK_COMPLETE, USER_STACK_KERNEL_THREAD,
+        USER_STACK_NO_FRAME_POINTER, USER_STACK_NO_REGISTERS, USER_STACK_TRUNCATED,
+        USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED, USER_STACK_UNREADABLE,
+        USER_STACK_UNSUPPORTED_RULE,
     },
     span::SpanHeader,
 };
@@ -47,6 +50,7 @@ pub fn process_event(bytes: &[u8]) -> Result<ProcessEvent, DecodeError> {
         EVENT_EXEC => ProcessEventKind::Exec,
         EVENT_FORK => ProcessEventKind::Fork { parent: Pid(record.parent_tgid) },
         EVENT_EXIT => ProcessEventKind::Exit,
+        EVENT_UNKNOWN_CODE => ProcessEventKind::UnknownCode { address: Addr(record.address) },
         value => return Err(DecodeError::Unknown { field: "kind", value }),
     };
     Ok(ProcessEvent { at: BootTime(record.boot_ns), pid: Pid(record.tgid), kind })
@@ -67,8 +71,8 @@ pub fn sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
     let in_kernel = header.flags & FLAG_IN_KERNEL != 0;
     let leaf_returns = header.flags & FLAG_USER_LEAF_RETURNS != 0;
     let mut frames = Vec::with_capacity(kernel.len().saturating_add(user.len()));
-    frames.extend(code_addresses(kernel, !in_kernel).map(Frame::Kernel));
-    frames.extend(code_addresses(user, leaf_returns).map(Frame::User));
+    frames.extend(code_addresses(kernel, !in_kernel, false).map(Frame::Kernel));
+    frames.extend(code_addresses(user, leaf_returns, true).map(Frame::User));
 
     Ok(Sample {
         kind: match header.kind {
@@ -83,16 +87,9 @@ pub fn sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
         cpu: header.cpu,
         cgroup_id: header.cgroup_id,
         frames,
-        user_stack: match header.user_stack {
-            USER_STACK_WALKED if header.flags & FLAG_USER_TRUNCATED != 0 => UserStack::Truncated,
-            USER_STACK_WALKED => UserStack::Walked,
-            USER_STACK_KERNEL_THREAD => UserStack::KernelThread,
-            USER_STACK_COMPAT => UserStack::Compat,
-            USER_STACK_NO_REGISTERS => UserStack::NoRegisters,
-            value => {
-                return Err(DecodeError::Unknown { field: "user_stack", value: value.into() });
-            }
-        },
+        user_stack: user_stack(header.user_stack)?,
+        by_frame_pointer: (header.flags >> FLAG_FRAME_POINTER_SHIFT) as u8,
+        epoch: header.epoch,
         span: match header.span {
             SPAN_READ => span_record(span)?,
             SPAN_NO_SLOT => Err(NoSpan::NoSlot),
@@ -104,6 +101,23 @@ pub fn sample(bytes: &[u8]) -> Result<Sample, DecodeError> {
     })
 }
 
+fn user_stack(value: u8) -> Result<UserStack, DecodeError> {
+    Ok(match value {
+        USER_STACK_COMPLETE => UserStack::Complete,
+        USER_STACK_KERNEL_THREAD => UserStack::KernelThread,
+        USER_STACK_COMPAT => UserStack::Compat,
+        USER_STACK_NO_REGISTERS => UserStack::NoRegisters,
+        USER_STACK_TRUNCATED => UserStack::Truncated,
+        USER_STACK_UNKNOWN_PROCESS => UserStack::UnknownProcess,
+        USER_STACK_UNMAPPED => UserStack::Unmapped,
+        USER_STACK_NO_FRAME_POINTER => UserStack::NoFramePointer,
+        USER_STACK_UNREADABLE => UserStack::Unreadable,
+        USER_STACK_UNSUPPORTED_RULE => UserStack::UnsupportedRule,
+        USER_STACK_BAD_STEP => UserStack::BadStep,
+        value => return Err(DecodeError::Unknown { field: "user_stack", value: value.into() }),
+    })
+}
+
 /// Splits `count` words off.
 fn words(bytes: &[u8], count: u16) -> Result<(&[[u8; 8]], &[u8]), DecodeError> {
     let len = usize::from(count).saturating_mul(8);
@@ -112,12 +126,19 @@ fn words(bytes: &[u8], count: u16) -> Result<(&[[u8; 8]], &[u8]), DecodeError> {
     Ok((words, rest))
 }
 
-/// All but the first are return addresses; the first is one if the thread was not interrupted there.
-fn code_addresses(words: &[[u8; 8]], first_returns: bool) -> impl Iterator<Item = CodeAddress> {
+/// All but the first are return addresses, or say that they are not; the first is one if the thread
+/// was not interrupted there.
+fn code_addresses(
+    words: &[[u8; 8]],
+    first_returns: bool,
+    is_user: bool,
+) -> impl Iterator<Item = CodeAddress> {
     let mut returns = first_returns;
     words.iter().map(move |word| {
-        let at = Addr(u64::from_ne_bytes(*word));
-        if std::mem::replace(&mut returns, true) {
+        let word = u64::from_ne_bytes(*word);
+        let interrupted = is_user && word & FRAME_INTERRUPTED != 0;
+        let at = Addr(if interrupted { word & !FRAME_INTERRUPTED } else { word });
+        if std::mem::replace(&mut returns, true) && !interrupted {
             CodeAddress::Return(at)
         } else {
             CodeAddress::Instruction(at)

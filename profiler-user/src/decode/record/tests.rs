@@ -8,6 +8,7 @@ fn header() -> SampleHeader {
     SampleHeader {
         boot_ns: 7,
         value: 10_309_278,
+        epoch: 0,
         cgroup_id: 42,
         tgid: 100,
         tid: 101,
@@ -17,7 +18,7 @@ fn header() -> SampleHeader {
         kernel_frame_count: 0,
         user_frame_count: 0,
         span_len: 0,
-        user_stack: USER_STACK_WALKED,
+        user_stack: USER_STACK_COMPLETE,
         span: SPAN_NO_SLOT,
         comm: *b"worker-1\0garbage",
     }
@@ -69,6 +70,12 @@ fn callers_are_looked_up_one_byte_before_their_return_address() {
     check_frames(false, false, &[], &[10, 20, 30], &[10, 19, 29]);
     check_frames(true, true, &[100, 200], &[10, 20], &[100, 199, 9, 19]);
     check_frames(true, false, &[100, 200], &[10, 20], &[100, 199, 10, 19]);
+}
+
+#[test]
+fn what_a_signal_interrupted_is_looked_up_where_it_is() {
+    let interrupted = 20 | FRAME_INTERRUPTED;
+    check_frames(false, false, &[], &[10, interrupted, 30], &[10, 20, 29]);
 }
 
 #[test]
@@ -142,21 +149,29 @@ fn what_is_missing_or_meaningless_is_an_error() {
     let unknown = |field, value| Err(DecodeError::Unknown { field, value });
     let of = |header| sample(&bytes(header, &[], &[]));
     assert_eq!(of(SampleHeader { kind: 9, ..header() }), unknown("kind", 9));
-    assert_eq!(of(SampleHeader { user_stack: 9, ..header() }), unknown("user_stack", 9));
+    assert_eq!(of(SampleHeader { user_stack: 99, ..header() }), unknown("user_stack", 99));
     assert_eq!(of(SampleHeader { span: 9, ..header() }), unknown("span", 9));
 }
 
 #[test]
 fn process_events_are_read() {
-    let record =
-        |kind| ProcessEventRecord { boot_ns: 5, kind, tgid: 10, parent_tgid: 9, reserved: 0 };
+    let record = |kind| ProcessEventRecord {
+        boot_ns: 5,
+        kind,
+        tgid: 10,
+        parent_tgid: 9,
+        reserved: 0,
+        address: 77,
+    };
     let read = |kind| process_event(record(kind).as_bytes());
     let event = |kind| Ok(ProcessEvent { at: BootTime(5), pid: Pid(10), kind });
     assert_eq!(read(EVENT_EXEC), event(ProcessEventKind::Exec));
     assert_eq!(read(EVENT_FORK), event(ProcessEventKind::Fork { parent: Pid(9) }));
     assert_eq!(read(EVENT_EXIT), event(ProcessEventKind::Exit));
-    assert_eq!(read(4), Err(DecodeError::Unknown { field: "kind", value: 4 }));
-    assert_eq!(process_event(&[0; 23]), Err(DecodeError::Short));
+    let unknown_code = ProcessEventKind::UnknownCode { address: Addr(77) };
+    assert_eq!(read(EVENT_UNKNOWN_CODE), event(unknown_code));
+    assert_eq!(read(5), Err(DecodeError::Unknown { field: "kind", value: 5 }));
+    assert_eq!(process_event(&[0; 31]), Err(DecodeError::Short));
 }
 
 proptest! {
