@@ -60,6 +60,9 @@ pub struct Sampling {
     /// Show the diagnostics of the BPF programs in the log
     #[arg(long)]
     pub bpf_log: bool,
+    /// Walk stacks as on a kernel before Linux 5.17, to test that
+    #[arg(long, hide = true)]
+    pub bounded_walk: bool,
 }
 
 /// Which span of a trace a sample is charged to.

@@ -95,6 +95,8 @@ pub struct RecordConfig {
     pub inline: bool,
     /// BPF-side diagnostics.
     pub bpf_log: bool,
+    /// Walk stacks as on a kernel without `bpf_loop`.
+    pub bounded_walk: bool,
 }
 
 /// What `record` and `replay` write.
@@ -132,6 +134,7 @@ impl RecordConfig {
             raw,
             inline: !no_inline,
             bpf_log: sampling.bpf_log,
+            bounded_walk: sampling.bounded_walk,
         })
     }
 }
@@ -185,7 +188,12 @@ impl RunConfig {
             cli::TraceIdLabel::Off => TraceIdLabel::Off,
         };
         Ok(Self {
-            capture: CaptureConfig { hz, targets: None, bpf_log: typed.sampling.bpf_log },
+            capture: CaptureConfig {
+                hz,
+                targets: None,
+                bpf_log: typed.sampling.bpf_log,
+                bounded_walk: typed.sampling.bounded_walk,
+            },
             span_scope: typed.span_scope.into(),
             window,
             inline: typed.inline,

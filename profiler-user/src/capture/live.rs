@@ -25,16 +25,15 @@ use super::attach::CpuTimers;
 use super::batch::{Batch, Next};
 use super::control::Control;
 use super::counters::Counters;
-use super::drain::{Drain, sampler};
+use super::drain::Drain;
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
 use super::object::{self, Settings};
+use super::sampler::Sampler;
 use super::support;
 use crate::clock::boot_now;
 use crate::decode::{BootTime, Pid};
 use crate::stats::Stats;
 
-/// The program that takes the samples.
-pub(super) const SAMPLER: &str = "on_cpu";
 /// The programs that follow processes, and their raw tracepoints.
 const FOLLOWERS: [(&str, &str); 3] = [
     ("on_exec", "sched_process_exec"),
@@ -53,6 +52,8 @@ pub struct CaptureConfig {
     pub targets: Option<Vec<Pid>>,
     /// Show the BPF programs' diagnostics in the log.
     pub bpf_log: bool,
+    /// Walk stacks as on a kernel without `bpf_loop`, whatever this one has.
+    pub bounded_walk: bool,
 }
 
 impl CaptureConfig {
@@ -179,11 +180,12 @@ impl Capture {
         for (name, tracepoint) in FOLLOWERS {
             follow(&mut ebpf, name, tracepoint)?;
         }
-        let program = sampler(&mut ebpf)?;
-        program.load().map_err(|source| CaptureError::Program { name: SAMPLER, source })?;
+        let sampler = Sampler::choose(config.bounded_walk);
+        sampler.load(&mut ebpf)?;
+        let program = sampler.program(&mut ebpf)?;
         let sampler_fd = program
             .fd()
-            .map_err(|source| CaptureError::Program { name: SAMPLER, source })?
+            .map_err(|source| CaptureError::Program { name: sampler.name(), source })?
             .as_fd()
             .try_clone_to_owned()
             .map_err(CaptureError::Thread)?;
@@ -199,6 +201,7 @@ impl Capture {
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(thread_error)?;
         let drain = Drain {
             ebpf,
+            sampler,
             timers,
             hz: config.hz,
             samples,

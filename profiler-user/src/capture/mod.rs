@@ -14,6 +14,7 @@ mod attach;
 mod btf;
 mod drain;
 mod object;
+mod sampler;
 
 pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;

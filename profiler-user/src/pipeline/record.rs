@@ -109,7 +109,12 @@ pub async fn record(
 
     let stats = Arc::new(Stats::default());
     let start = StartConfig {
-        capture: CaptureConfig { hz: config.hz, targets, bpf_log: config.bpf_log },
+        capture: CaptureConfig {
+            hz: config.hz,
+            targets,
+            bpf_log: config.bpf_log,
+            bounded_walk: config.bounded_walk,
+        },
         scope: config.outputs.span_scope,
         window: None,
         recorder,
