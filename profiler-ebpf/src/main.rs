@@ -36,6 +36,13 @@ fn on_cpu_bounded(ctx: PerfEventContext) -> u32 {
     0
 }
 
+/// As `on_cpu`, without the walk: loaded only to measure what a walk costs.
+#[perf_event]
+fn on_cpu_floor(ctx: PerfEventContext) -> u32 {
+    sample::floor(&ctx);
+    0
+}
+
 /// What `on_cpu_bounded` hands deep stacks on to.
 #[perf_event]
 fn on_cpu_rest(ctx: PerfEventContext) -> u32 {

@@ -105,6 +105,20 @@ pub(crate) fn refuse(scratch: &mut Scratch, reason: u8) {
     keep(&mut walk.outcome, u64::from(reason));
 }
 
+/// Copies a part of the stack, and makes frames of what there is.
+#[inline(always)]
+pub(crate) fn only_copy(scratch: &mut Scratch, leaf: Cursor, first_word: usize) {
+    /// With the header, 300 bytes.
+    const FRAMES: u64 = 28;
+    scratch.header.epoch = 0;
+    copy_stack(scratch, leaf.sp);
+    let walk = &mut scratch.walk;
+    keep(&mut walk.first_word, first_word as u64);
+    keep(&mut walk.next_word, first_word as u64 + FRAMES);
+    keep(&mut walk.by_frame_pointer, 0);
+    keep(&mut walk.outcome, u64::from(USER_STACK_COMPLETE));
+}
+
 /// Walks on, by `bpf_loop` (Linux 5.17) or as far as a bounded loop goes.
 #[inline(always)]
 pub(crate) fn go_on<const BOUNDED: bool>(scratch: *mut Scratch) {

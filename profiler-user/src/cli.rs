@@ -60,9 +60,9 @@ pub struct Sampling {
     /// Show the diagnostics of the BPF programs in the log
     #[arg(long)]
     pub bpf_log: bool,
-    /// Walk stacks as on a kernel before Linux 5.17, to test that
-    #[arg(long, hide = true)]
-    pub bounded_walk: bool,
+    /// The BPF program that samples, where it is not to be the one that this kernel can run
+    #[arg(long, hide = true, value_enum)]
+    pub bpf_sampler: Option<BpfSampler>,
 }
 
 /// Which span of a trace a sample is charged to.
@@ -73,6 +73,17 @@ pub enum SpanScope {
     LocalRoot,
     /// The innermost span that is being worked on
     Active,
+}
+
+/// A program that samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BpfSampler {
+    /// Walks stacks with `bpf_loop` (Linux 5.17)
+    Loop,
+    /// Walks stacks as on older kernels
+    Bounded,
+    /// Walks no stacks, to measure what the others cost: its frames are meaningless
+    Floor,
 }
 
 /// Options of everything that writes files.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::attribute::SpanScope;
-use crate::capture::CaptureConfig;
+use crate::capture::{CaptureConfig, Sampler};
 use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
@@ -95,8 +95,8 @@ pub struct RecordConfig {
     pub inline: bool,
     /// BPF-side diagnostics.
     pub bpf_log: bool,
-    /// Walk stacks as on a kernel without `bpf_loop`.
-    pub bounded_walk: bool,
+    /// How to walk stacks; `None`: as this kernel can.
+    pub sampler: Option<Sampler>,
 }
 
 /// What `record` and `replay` write.
@@ -134,7 +134,7 @@ impl RecordConfig {
             raw,
             inline: !no_inline,
             bpf_log: sampling.bpf_log,
-            bounded_walk: sampling.bounded_walk,
+            sampler: sampling.bpf_sampler.map(Sampler::from),
         })
     }
 }
@@ -192,7 +192,7 @@ impl RunConfig {
                 hz,
                 targets: None,
                 bpf_log: typed.sampling.bpf_log,
-                bounded_walk: typed.sampling.bounded_walk,
+                sampler: typed.sampling.bpf_sampler.map(Sampler::from),
             },
             span_scope: typed.span_scope.into(),
             window,
@@ -212,6 +212,16 @@ fn header(typed: &str) -> Result<(String, Secret), ConfigError> {
         }
         // Without a colon it may be the value alone, and a secret.
         _ => Err(ConfigError::Header),
+    }
+}
+
+impl From<cli::BpfSampler> for Sampler {
+    fn from(typed: cli::BpfSampler) -> Self {
+        match typed {
+            cli::BpfSampler::Loop => Self::Loop,
+            cli::BpfSampler::Bounded => Self::Bounded,
+            cli::BpfSampler::Floor => Self::Floor,
+        }
     }
 }
 

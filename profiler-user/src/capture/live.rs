@@ -52,8 +52,8 @@ pub struct CaptureConfig {
     pub targets: Option<Vec<Pid>>,
     /// Show the BPF programs' diagnostics in the log.
     pub bpf_log: bool,
-    /// Walk stacks as on a kernel without `bpf_loop`, whatever this one has.
-    pub bounded_walk: bool,
+    /// How to walk stacks; `None`: as this kernel can.
+    pub sampler: Option<Sampler>,
 }
 
 impl CaptureConfig {
@@ -180,7 +180,7 @@ impl Capture {
         for (name, tracepoint) in FOLLOWERS {
             follow(&mut ebpf, name, tracepoint)?;
         }
-        let sampler = Sampler::choose(config.bounded_walk);
+        let sampler = config.sampler.unwrap_or_else(Sampler::for_this_kernel);
         sampler.load(&mut ebpf)?;
         let program = sampler.program(&mut ebpf)?;
         let sampler_fd = program

@@ -20,3 +20,4 @@ pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
+pub use sampler::Sampler;

@@ -10,13 +10,15 @@ use aya::{
 
 use super::live::CaptureError;
 
-/// A stack walk's loop.
+/// How stacks are walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Sampler {
+pub enum Sampler {
     /// `bpf_loop`: 128 frames in one program (Linux 5.17).
     Loop,
     /// 64 frames a program, and one tail call.
     Bounded,
+    /// Not at all: what a walk costs is measured against this.
+    Floor,
 }
 
 /// What goes on with the walk of [`Sampler::Bounded`], and the map that it is found in.
@@ -25,11 +27,11 @@ const REST_MAP: &str = "REST";
 
 impl Sampler {
     /// The one for this kernel.
-    pub(super) fn choose(bounded: bool) -> Self {
+    pub(super) fn for_this_kernel() -> Self {
         const SINCE: KernelVersion = KernelVersion::new(5, 17, 0);
         let has_loop = is_helper_supported(ProgramType::PerfEvent, BpfHelper::BPF_FUNC_loop)
             .unwrap_or_else(|_error| KernelVersion::current().is_ok_and(|now| now >= SINCE));
-        if has_loop && !bounded { Self::Loop } else { Self::Bounded }
+        if has_loop { Self::Loop } else { Self::Bounded }
     }
 
     /// The program's name in the object.
@@ -37,6 +39,7 @@ impl Sampler {
         match self {
             Self::Loop => "on_cpu",
             Self::Bounded => "on_cpu_bounded",
+            Self::Floor => "on_cpu_floor",
         }
     }
 

@@ -113,7 +113,7 @@ pub async fn record(
             hz: config.hz,
             targets,
             bpf_log: config.bpf_log,
-            bounded_walk: config.bounded_walk,
+            sampler: config.sampler,
         },
         scope: config.outputs.span_scope,
         window: None,
