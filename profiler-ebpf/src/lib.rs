@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod bounded;
 pub mod lookup;
 pub mod machine;
 pub mod span_record;

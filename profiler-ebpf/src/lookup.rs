@@ -5,14 +5,11 @@
 //! through them, not two for each step. Indices are masked, which costs an instruction and spares
 //! the verifier a proof.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "words have 64 bits where this runs, and indices were bounded just before"
-)]
-
 use profiler_common::unwind::{
     GRANULE_SHIFT, GRANULE_WORDS, GRANULES, Mapping, PAGE_SHIFT, SEGMENT_WORDS, SLICE_ENTRIES_MAX,
 };
+
+use crate::bounded::bounded;
 
 /// A segment of mappings.
 pub type MappingSegment = [Mapping; SLICE_ENTRIES_MAX];
@@ -37,14 +34,14 @@ pub fn mapping_index(segment: &MappingSegment, first: u64, len: u64, hint: u64, 
 /// An entry of a segment.
 #[inline(always)]
 pub fn entry(segment: &MappingSegment, index: u64) -> &Mapping {
-    &segment[index as usize & (SLICE_ENTRIES_MAX - 1)]
+    &segment[bounded::<SLICE_ENTRIES_MAX>(index)]
 }
 
 /// The number of the rule that holds at `offset` in the page whose block begins at word `block` of
 /// `segment`, and has `rows` rows.
 #[inline(always)]
 pub fn rule_number(segment: &RowSegment, block: u64, rows: u64, offset: u64) -> u64 {
-    let word = |index: u64| u64::from(segment[bounded(index) & (SEGMENT_WORDS - 1)]);
+    let word = |index: u64| u64::from(segment[bounded::<SEGMENT_WORDS>(index)]);
     let granule_entry = |granule: u64| {
         let pair = word(block + (granule >> 1));
         (pair >> ((granule & 1) << 4)) & 0xffff
@@ -106,24 +103,6 @@ fn less(a: u64, b: u64) -> u64 {
 #[inline(always)]
 fn less(a: u64, b: u64) -> u64 {
     (a.wrapping_sub(b).cast_signed() >> 63).cast_unsigned()
-}
-
-/// An index that the verifier of Linux 6.1 can bound: LLVM turns sums into `|` and drops masks that
-/// it finds redundant, and that verifier loses the bounds of `|`.
-#[cfg(target_arch = "bpf")]
-#[inline(always)]
-fn bounded(mut index: u64) -> usize {
-    // SAFETY: one arithmetic instruction on a register.
-    unsafe {
-        core::arch::asm!("{0} &= 16383", inout(reg) index, options(pure, nomem, nostack));
-    }
-    index as usize
-}
-
-#[cfg(not(target_arch = "bpf"))]
-#[inline(always)]
-fn bounded(index: u64) -> usize {
-    index as usize
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use profiler_common::{
         PAGES_MAX, RULES_MAX, SEGMENT_WORDS, SLICE_ENTRIES_MAX,
     },
 };
+use profiler_ebpf::bounded::bounded;
 use profiler_ebpf::lookup::{MappingSegment, entry, mapping_index, rule_number};
 use profiler_ebpf::machine::{Machine, X86_64};
 use profiler_ebpf::unwind::{
@@ -272,7 +273,7 @@ impl Process for Stack<'_> {
         if page >= u64::from(mapping.kind_and_pages & ((1 << MAPPING_KIND_SHIFT) - 1)) {
             return Lookup { kind: MAPPING_TABLE, rule: 0 };
         }
-        let index = (u64::from(mapping.first_page) + page) as usize & (PAGES_MAX - 1);
+        let index = bounded::<PAGES_MAX>(u64::from(mapping.first_page) + page);
         // SAFETY: a map element, valid for the whole program run.
         let page = unsafe { &*self.tables.pages }[index];
         let segment = (page & 0xffff_ffff) >> 14;
@@ -282,7 +283,7 @@ impl Process for Stack<'_> {
         let block = page & (SEGMENT_WORDS as u64 - 1);
         let number = rule_number(rows, block, page >> 32, at & 0xffff);
         // SAFETY: a map element, valid for the whole program run.
-        let rule = unsafe { &*self.tables.rules }[number as usize & (RULES_MAX - 1)];
+        let rule = unsafe { &*self.tables.rules }[bounded::<RULES_MAX>(number)];
         Lookup { kind: MAPPING_TABLE, rule }
     }
 
@@ -290,7 +291,7 @@ impl Process for Stack<'_> {
     fn word(&mut self, address: u64) -> Option<u64> {
         let offset = address.wrapping_sub(self.window_at);
         if offset < self.window_len && offset & 7 == 0 {
-            return Some(self.scratch.window[(offset >> 3) as usize & (WINDOW_WORDS - 1)]);
+            return Some(self.scratch.window[bounded::<WINDOW_WORDS>(offset >> 3)]);
         }
         crate::sample::read_user(address).ok()
     }
@@ -308,12 +309,12 @@ impl Process for Stack<'_> {
 
     #[inline(always)]
     fn register(&mut self, number: u64) -> u64 {
-        self.scratch.registers[number as usize & (REGISTERS - 1)]
+        self.scratch.registers[bounded::<REGISTERS>(number)]
     }
 
     #[inline(always)]
     fn frame(&mut self, word: u64) {
-        self.scratch.words[self.next_word as usize & (SCRATCH_WORDS - 1)] = word;
+        self.scratch.words[bounded::<SCRATCH_WORDS>(self.next_word)] = word;
         self.next_word += 1;
     }
 
