@@ -100,7 +100,7 @@ fn each_register(scratch: &mut Scratch, word: impl Fn(&[u64; WINDOW_WORDS], usiz
 #[inline(always)]
 fn cursor(scratch: &Scratch, ip: u64, returns: u64) -> Cursor {
     let [sp, fp] = [scratch.registers[7], scratch.registers[6]];
-    Cursor { ip, sp, fp, link: 0, returns, first: 1, guessed: 0 }
+    Cursor { ip, sp, fp, returns, first: 1, ..Cursor::default() }
 }
 
 /// Copies the registers that the thread had when it entered the kernel into the window.

@@ -10,8 +10,8 @@ use profiler_common::sample::{
 };
 use profiler_common::unwind::{
     CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_PLT, CFA_REGISTER, CFA_SIGNAL,
-    CFA_SP, CFA_STOP, MAPPING_TABLE, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA_AT, SAVED_RA_FP,
-    SAVED_RA_IN_REGISTER,
+    CFA_SP, CFA_STOP, MAPPING_TABLE, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA, SAVED_RA_AT,
+    SAVED_RA_FP, SAVED_RA_IN_REGISTER,
 };
 
 use crate::machine::Machine;
@@ -60,7 +60,15 @@ pub struct Cursor {
     pub first: u64,
     /// 1: reached by frame pointer, and so to be checked.
     pub guessed: u64,
+    /// What of the stack this frame depends on beside the frame before: see `DEPENDS_*`.
+    pub depends: u64,
 }
+
+/// `Cursor::depends`: on the return address at `sp - 8` alone.
+pub const DEPENDS_ON_RETURN_ADDRESS: u64 = 0;
+/// `Cursor::depends`: on words that are not noted. Any other value: on the return address at
+/// `sp - 8`, and on the frame pointer that is at this address.
+pub const DEPENDS_ON_MORE: u64 = 1;
 
 /// What a walk needs of the process, and where its frames go.
 pub trait Process {
@@ -146,7 +154,8 @@ fn by_rule<P: Process>(process: &mut P, at: &mut Cursor, rule: Rule) -> u8 {
         return USER_STACK_BAD_STEP;
     }
     process.approach(at.sp, cfa);
-    saved_registers(process, at, rule, cfa)
+    let plain = rule.cfa == CFA_SP || rule.cfa == CFA_FP || rule.cfa == CFA_PLT;
+    saved_registers(process, at, rule, cfa, plain)
 }
 
 /// The two offsets of a CFA that is in memory.
@@ -158,7 +167,13 @@ fn halves(offsets: i32) -> [u64; 2] {
 }
 
 #[inline(always)]
-fn saved_registers<P: Process>(process: &mut P, at: &mut Cursor, rule: Rule, cfa: u64) -> u8 {
+fn saved_registers<P: Process>(
+    process: &mut P,
+    at: &mut Cursor,
+    rule: Rule,
+    cfa: u64,
+    cfa_is_plain: bool,
+) -> u8 {
     let slot = cfa.wrapping_add(i64::from(rule.saved_offset).cast_unsigned());
     let mut return_address = cfa.wrapping_sub(8);
     if rule.saved == SAVED_RA_FP || rule.saved == SAVED_PAIR {
@@ -181,6 +196,11 @@ fn saved_registers<P: Process>(process: &mut P, at: &mut Cursor, rule: Rule, cfa
         let Some(ip) = process.word(return_address) else { return USER_STACK_UNREADABLE };
         ip
     };
+    at.depends = match rule.saved {
+        SAVED_RA if cfa_is_plain => DEPENDS_ON_RETURN_ADDRESS,
+        SAVED_RA_FP if cfa_is_plain => slot,
+        _ => DEPENDS_ON_MORE,
+    };
     at.ip = ip & P::MACHINE.code_mask;
     at.sp = cfa;
     at.returns = 1;
@@ -202,7 +222,7 @@ fn by_signal_frame<P: Process>(process: &mut P, at: &mut Cursor) -> u8 {
     let Some(fp) = process.word(frame.wrapping_add(P::MACHINE.signal_fp)) else {
         return USER_STACK_UNREADABLE;
     };
-    *at = Cursor { ip, sp, fp, link: 0, returns: 0, first: 0, guessed: 0 };
+    *at = Cursor { ip, sp, fp, depends: DEPENDS_ON_MORE, ..Cursor::default() };
     GO_ON
 }
 
@@ -243,7 +263,9 @@ fn by_frame_pointer<P: Process>(process: &mut P, at: &mut Cursor, kind: u8) -> u
     }
     // Where the caller's frame is not above this one, the caller is still there, but its own frame
     // pointer leads nowhere.
-    at.fp = if caller_fp > fp || caller_fp == 0 { caller_fp } else { NOWHERE };
+    let is_above = caller_fp > fp || caller_fp == 0;
+    at.depends = if is_above { fp } else { DEPENDS_ON_MORE };
+    at.fp = if is_above { caller_fp } else { NOWHERE };
     at.ip = ip;
     at.sp = fp.wrapping_add(16);
     at.returns = 1;

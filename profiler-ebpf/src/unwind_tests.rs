@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use profiler_common::unwind::{MAPPING_ANONYMOUS, MAPPING_NO_TABLE, SAVED_RA};
+use profiler_common::unwind::{MAPPING_ANONYMOUS, MAPPING_NO_TABLE};
 
 use super::*;
 use crate::machine::{AARCH64, X86_64};
@@ -64,7 +64,7 @@ fn fake<const ARM: bool>(rules: &[(u64, Rule)], stack: &[(u64, u64)]) -> Fake<AR
 }
 
 fn leaf(ip: u64, sp: u64, fp: u64) -> Cursor {
-    Cursor { ip, sp, fp, link: 0, returns: 0, first: 1, guessed: 0 }
+    Cursor { ip, sp, fp, first: 1, ..Cursor::default() }
 }
 
 fn walk<const ARM: bool>(process: &mut Fake<ARM>, leaf: Cursor) -> u8 {

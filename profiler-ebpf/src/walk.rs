@@ -166,8 +166,10 @@ pub(crate) fn end(scratch: &mut Scratch, tgid: u32) {
         outcome = USER_STACK_TRUNCATED;
     }
     if outcome == USER_STACK_UNMAPPED || outcome == USER_STACK_UNKNOWN_PROCESS {
-        // Of an unknown process this is the outermost frame: any address does.
-        unknown_code(tgid, load(&raw const walk.at.ip));
+        // Of an unknown process it is the first frame that is most likely to be code.
+        let first = scratch.words[bounded::<SCRATCH_WORDS>(load(&raw const walk.first_word))];
+        let unmapped = outcome == USER_STACK_UNMAPPED;
+        unknown_code(tgid, if unmapped { load(&raw const walk.at.ip) } else { first });
     }
     // A counter a reason; a kernel thread is none of these.
     if outcome != USER_STACK_KERNEL_THREAD {
