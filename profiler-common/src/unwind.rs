@@ -69,8 +69,11 @@ pub struct SliceHead {
     pub epoch: u64,
     /// How many mappings follow.
     pub len: u64,
+    /// Stands for this slice and all that it leads to; never 0, never used again. A snapshot is
+    /// published more than once when tables of its files become ready, or have to go.
+    pub publication: u64,
     /// Always zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 /// An executable mapping of a process. Mappings of a slice are sorted and do not overlap.

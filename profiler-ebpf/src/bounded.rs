@@ -3,8 +3,8 @@
 /// `index` modulo `LEN`, a power of two.
 ///
 /// In assembly, because LLVM turns sums into `|` and drops masks that it finds redundant after that;
-/// Linux 6.1's verifier loses the bounds of `|` ("math between map_value pointer and register with
-/// unbounded min value is not allowed").
+/// Linux 6.1's verifier loses the bounds of `|` (`math between map_value pointer and
+/// register with unbounded min value is not allowed`).
 #[inline(always)]
 #[expect(
     clippy::cast_possible_truncation,

@@ -13,8 +13,11 @@
 mod maps;
 mod process;
 mod registers;
+mod reuse;
 mod sample;
 mod span;
+mod stack;
+mod volatile;
 mod walk;
 
 use aya_ebpf::{

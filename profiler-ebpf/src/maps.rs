@@ -19,6 +19,7 @@ use profiler_common::{
 use profiler_ebpf::lookup::MappingSegment;
 
 use crate::registers::REGISTERS;
+use crate::reuse::Remembered;
 use crate::walk::Walk;
 
 /// Samples on their way to user space. User space sizes it by CPUs and frequency; when it is full a
@@ -72,6 +73,12 @@ pub(crate) static ROWS: btf_maps::ArrayOfMaps<
 /// was reported longest ago is reported again too early.
 #[map]
 pub(crate) static UNKNOWN_CODE: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Each CPU's last stacks of some threads. Only if `REUSE_STACKS` is set: user space makes it small
+/// otherwise.
+#[map]
+pub(crate) static REMEMBERED: PerCpuArray<Remembered> =
+    PerCpuArray::with_max_entries(crate::reuse::THREADS, 0);
 
 /// At 0 the program that goes on with a walk, where the kernel has no `bpf_loop`.
 #[map]
@@ -133,6 +140,10 @@ pub(crate) static TASK_STACK: Global<u32> = Global::new(0);
 /// 1: the kernel has `bpf_task_pt_regs`.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_TASK_PT_REGS: Global<u32> = Global::new(0);
+
+/// See `profiler_common::settings::REUSE_STACKS`.
+#[unsafe(no_mangle)]
+pub(crate) static REUSE_STACKS: Global<u32> = Global::new(0);
 
 /// Adds one to a counter of `profiler_common::counter`.
 #[inline(always)]

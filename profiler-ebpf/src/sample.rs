@@ -31,7 +31,7 @@ use crate::walk;
 pub(crate) fn sample(ctx: &PerfEventContext) {
     let Some(scratch) = begin::<true>(ctx) else { return };
     if walk::is_under_way(scratch) {
-        walk::go_on::<false>(scratch);
+        walk::go_on::<false>(scratch, current_tid());
     }
     finish(ctx, scratch);
 }
@@ -42,7 +42,7 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
 pub(crate) fn sample_bounded(ctx: &PerfEventContext) {
     let Some(scratch) = begin::<true>(ctx) else { return };
     if walk::is_under_way(scratch) {
-        walk::go_on::<true>(scratch);
+        walk::go_on::<true>(scratch, 0);
     }
     if walk::is_under_way(scratch) {
         // Returns if there is no such program: then the stack is cut here.
@@ -58,7 +58,7 @@ pub(crate) fn rest(ctx: &PerfEventContext) {
     let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return count(counter::LOST_NO_SCRATCH) };
     // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
     let scratch = unsafe { &mut *scratch };
-    walk::go_on::<true>(scratch);
+    walk::go_on::<true>(scratch, 0);
     finish(ctx, scratch);
 }
 
@@ -142,6 +142,11 @@ fn finish(ctx: &PerfEventContext, scratch: &mut Scratch) {
     // SAFETY: `comm` has the length that is given, and is zeroed by the helper on failure.
     unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
     send(scratch, size_of::<SampleHeader>() + 8 * frames + span.padded_len);
+}
+
+#[inline(always)]
+fn current_tid() -> u64 {
+    bpf_get_current_pid_tgid() & 0xffff_ffff
 }
 
 #[inline(always)]

@@ -1,11 +1,8 @@
 //! The walk up a user stack: its memory, its loop, and what it tells of how it went.
-//!
-//! What the loop carries lives in map memory and is read back volatile: the verifier then sees one
-//! state per iteration, not one per number of frames so far.
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::bpf_loop;
 use profiler_common::{
     counter,
     sample::{
@@ -14,57 +11,56 @@ use profiler_common::{
         USER_STACK_TRUNCATED, USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED,
         USER_STACK_UNREADABLE, USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
     },
-    unwind::{
-        MAPPING_KIND_SHIFT, MAPPING_OVER_LIMIT, MAPPING_PENDING, MAPPING_TABLE, PAGE_SHIFT,
-        PAGES_MAX, RULES_MAX, SEGMENT_WORDS, SLICE_ENTRIES_MAX,
-    },
+    settings::REUSE_AND_CHECK,
+    unwind::{MAPPING_OVER_LIMIT, MAPPING_PENDING, SLICE_ENTRIES_MAX},
 };
 use profiler_ebpf::bounded::bounded;
-use profiler_ebpf::lookup::{MappingSegment, entry, mapping_index, rule_number};
-use profiler_ebpf::machine::{Machine, X86_64};
-use profiler_ebpf::unwind::{
-    Cursor, GO_ON, KIND_UNKNOWN_PROCESS, KIND_UNMAPPED, Lookup, Process, step,
-};
+use profiler_ebpf::lookup::entry;
+use profiler_ebpf::unwind::{Cursor, GO_ON, step};
 
-use crate::maps::{
-    MAPPINGS, PAGES, PROCESSES, ROWS, RULES, SCRATCH_WORDS, Scratch, WINDOW_WORDS, count,
-};
+use crate::maps::{MAPPINGS, PAGES, PROCESSES, REUSE_STACKS, RULES, SCRATCH_WORDS, Scratch, count};
 use crate::process::unknown_code;
-use crate::registers::REGISTERS;
+use crate::reuse::{self, DIFFERS, MATCHED, Use};
+use crate::stack::{Stack, Tables, copy_stack};
+use crate::volatile::{keep, load};
 
-/// Bytes of a window.
-const WINDOW: u64 = 8 * WINDOW_WORDS as u64;
 /// Frames that a program walks where it has to be a loop that the verifier can follow.
 const BOUNDED_FRAMES: u32 = 64;
 
 /// What a walk carries from frame to frame.
 #[repr(C)]
 pub(crate) struct Walk {
-    at: Cursor,
+    pub(crate) at: Cursor,
+    /// Where it began.
+    leaf: Cursor,
     /// Which mapping was hit last.
     mapping: u64,
     /// The address of the window's first word, and how many bytes it has.
-    window_at: u64,
-    window_len: u64,
+    pub(crate) window_at: u64,
+    pub(crate) window_len: u64,
     /// The next of the scratch's words to be written.
-    next_word: u64,
+    pub(crate) next_word: u64,
     /// The first of them.
     first_word: u64,
     /// Bit `MAPPING_*`: a caller was looked for by frame pointer.
-    by_frame_pointer: u64,
-    /// A `USER_STACK_*`, or `GO_ON` until it ended.
-    outcome: u64,
+    pub(crate) by_frame_pointer: u64,
+    /// A `USER_STACK_*`, or `GO_ON` until it ended; in between one of `reuse`.
+    pub(crate) outcome: u64,
+    /// Where in the remembered stack it stands.
+    pub(crate) remembered: u64,
+    /// The number of the slice's publication, 0 if there is none.
+    publication: u64,
     /// Where the process's slice is, and how many mappings it has, 0 if there is none.
     slice: u64,
     slice_len: u64,
 }
 
-/// Pointers, which stay the same through the loop.
-struct Tables {
-    scratch: *mut Scratch,
-    mappings: *const MappingSegment,
-    pages: *const [u64; PAGES_MAX],
-    rules: *const [u64; RULES_MAX],
+impl Walk {
+    /// How many frames it gave.
+    #[inline(always)]
+    pub(crate) fn frames(&self) -> u64 {
+        load(&raw const self.next_word).wrapping_sub(load(&raw const self.first_word))
+    }
 }
 
 /// Prepares a walk of `tgid` that begins at `leaf` and writes its frames from word `first_word` on.
@@ -73,18 +69,19 @@ pub(crate) fn begin(scratch: &mut Scratch, tgid: u32, leaf: Cursor, first_word: 
     // SAFETY: the value is copied at once; user space replaces elements, it does not modify them.
     let slice = unsafe { PROCESSES.get(tgid) }.copied();
     let mut slice_len = 0;
-    let mut epoch = 0;
+    let (mut epoch, mut publication) = (0, 0);
     if let Some(slice) = slice
         && let Some(segment) = MAPPINGS.get(slice / SLICE_ENTRIES_MAX as u32)
     {
-        // The slice's head: `SliceHead` has its epoch and length where a mapping has its bounds.
+        // The slice's head: a `SliceHead` is where a mapping could be, and has the same size.
         let head = entry(segment, u64::from(slice));
-        epoch = head.begin;
+        (epoch, publication) = (head.begin, head.bias);
         slice_len = head.end & (SLICE_ENTRIES_MAX as u64 - 1);
     }
     scratch.header.epoch = epoch;
     let walk = &mut scratch.walk;
     keep(&mut walk.at, leaf);
+    keep(&mut walk.leaf, leaf);
     keep(&mut walk.mapping, 0);
     keep(&mut walk.window_at, 0);
     keep(&mut walk.window_len, 0);
@@ -94,6 +91,8 @@ pub(crate) fn begin(scratch: &mut Scratch, tgid: u32, leaf: Cursor, first_word: 
     keep(&mut walk.outcome, u64::from(GO_ON));
     keep(&mut walk.slice, u64::from(slice.unwrap_or(0)));
     keep(&mut walk.slice_len, slice_len);
+    keep(&mut walk.remembered, 0);
+    keep(&mut walk.publication, publication);
 }
 
 /// There is no walk, for this reason (a `USER_STACK_*`).
@@ -122,31 +121,103 @@ pub(crate) fn only_copy(scratch: &mut Scratch, leaf: Cursor, first_word: usize) 
 
 /// Walks on, by `bpf_loop` (Linux 5.17) or as far as a bounded loop goes.
 #[inline(always)]
-pub(crate) fn go_on<const BOUNDED: bool>(scratch: *mut Scratch) {
-    // SAFETY: the caller's own, and of one thread.
-    let slice = load(unsafe { &raw const (*scratch).walk.slice });
+pub(crate) fn go_on<const BOUNDED: bool>(scratch: &mut Scratch, tid: u64) {
+    let slice = load(&raw const scratch.walk.slice);
     let segment = (slice / SLICE_ENTRIES_MAX as u64) as u32;
     let (Some(mappings), Some(pages), Some(rules)) =
         (MAPPINGS.get_ptr(segment), PAGES.get_ptr(0), RULES.get_ptr(0))
     else {
         return;
     };
-    let mut tables = Tables { scratch, mappings, pages, rules };
-    let tables = &raw mut tables;
+    let publication = load(&raw const scratch.walk.publication);
+    let remembered = core::ptr::null_mut();
+    let mut tables = Tables { scratch, remembered, mappings, pages, rules };
     if BOUNDED {
         for index in 0..BOUNDED_FRAMES {
             // SAFETY: the pointers were looked up just above.
-            if unsafe { frame(index, tables) } != 0 {
+            if unsafe { frame::<BY_RULE>(index, &raw mut tables) } != 0 {
                 break;
             }
         }
-    } else {
-        let frame = frame as unsafe extern "C" fn(u32, *mut Tables) -> i64;
-        // SAFETY: the helper calls `frame` with `tables`, which lives until it returns.
-        _ = unsafe {
-            bpf_loop(USER_FRAMES_MAX as u32, frame as *mut c_void, tables.cast::<c_void>(), 0)
-        };
+        return;
     }
+    // The global is frozen: where stacks are not reused, this is not verified, nor does it cost.
+    let reuse = REUSE_STACKS.load();
+    if reuse != 0
+        && publication != 0
+        && let Some(remembered) = reuse::place(tid)
+    {
+        tables.remembered = remembered;
+        with_reuse(&mut tables, tid);
+        if reuse == REUSE_AND_CHECK {
+            check_reuse(&mut tables);
+        }
+    } else {
+        repeat(USER_FRAMES_MAX as u32, frame::<BY_RULE>, &mut tables);
+    }
+}
+
+/// Walks by rule up to a frame that is remembered, and on by what is remembered.
+#[inline(always)]
+fn with_reuse(tables: &mut Tables, tid: u64) {
+    // SAFETY: the element is this CPU's own, and nothing else refers to it while this runs.
+    let remembered = unsafe { &mut *tables.remembered };
+    // SAFETY: as above.
+    let scratch = unsafe { &mut *tables.scratch };
+    let publication = load(&raw const scratch.walk.publication);
+    if reuse::choose(remembered, publication, tid) == Use::Record {
+        repeat(USER_FRAMES_MAX as u32, frame::<RECORDING>, tables);
+        return reuse::finish(remembered, &scratch.walk, publication, tid);
+    }
+    repeat(USER_FRAMES_MAX as u32, frame::<COMPARING>, tables);
+    let from = load(&raw const scratch.walk.remembered);
+    if load(&raw const scratch.walk.outcome) != u64::from(MATCHED) {
+        return reuse::rate(remembered, &mut scratch.walk, 0);
+    }
+    repeat(USER_FRAMES_MAX as u32, reuse::same_frames, tables);
+    let reused = load(&raw const scratch.walk.remembered).wrapping_sub(from);
+    if load(&raw const scratch.walk.outcome) == u64::from(DIFFERS) {
+        reuse::resume(remembered, &mut scratch.walk);
+        keep(&mut scratch.walk.outcome, u64::from(GO_ON));
+        repeat(USER_FRAMES_MAX as u32, frame::<BY_RULE>, tables);
+    }
+    reuse::rate(remembered, &mut scratch.walk, reused);
+}
+
+/// Walks once more by rule alone, and compares.
+#[inline(always)]
+fn check_reuse(tables: &mut Tables) {
+    // SAFETY: the element is this CPU's own, and nothing else refers to it while this runs.
+    let scratch = unsafe { &mut *tables.scratch };
+    let (first, behind) =
+        (load(&raw const scratch.walk.first_word), load(&raw const scratch.walk.next_word));
+    let outcome = load(&raw const scratch.walk.outcome);
+    let leaf = load(&raw const scratch.walk.leaf);
+    keep(&mut scratch.walk.at, leaf);
+    keep(&mut scratch.walk.outcome, u64::from(GO_ON));
+    keep(&mut scratch.walk.first_word, behind);
+    repeat(USER_FRAMES_MAX as u32, frame::<BY_RULE>, tables);
+    let mut different = (load(&raw const scratch.walk.outcome) ^ outcome)
+        | (scratch.walk.frames() ^ behind.wrapping_sub(first));
+    for index in 0..USER_FRAMES_MAX as u64 {
+        if index >= behind.wrapping_sub(first) {
+            break;
+        }
+        let reused = scratch.words[bounded::<SCRATCH_WORDS>(first + index)];
+        different |= reused ^ scratch.words[bounded::<SCRATCH_WORDS>(behind + index)];
+    }
+    count(if different == 0 { counter::REUSE_SAME } else { counter::REUSE_DIFFERENT });
+    keep(&mut scratch.walk.first_word, first);
+    keep(&mut scratch.walk.next_word, behind);
+    keep(&mut scratch.walk.outcome, outcome);
+}
+
+/// Calls a function until it returns something else than 0, `times` at most.
+#[inline(always)]
+fn repeat(times: u32, call: unsafe extern "C" fn(u32, *mut Tables) -> i64, tables: &mut Tables) {
+    let tables = core::ptr::from_mut(tables).cast::<c_void>();
+    // SAFETY: the helper calls `call` with `tables`, which lives until it returns.
+    _ = unsafe { bpf_loop(times, call as *mut c_void, tables, 0) };
 }
 
 /// Whether the walk has not come to an end.
@@ -159,7 +230,7 @@ pub(crate) fn is_under_way(scratch: &Scratch) -> bool {
 #[inline(always)]
 pub(crate) fn end(scratch: &mut Scratch, tgid: u32) {
     let walk = &scratch.walk;
-    let frames = load(&raw const walk.next_word).wrapping_sub(load(&raw const walk.first_word));
+    let frames = walk.frames();
     let by_frame_pointer = load(&raw const walk.by_frame_pointer);
     let mut outcome = load(&raw const walk.outcome) as u8;
     if outcome == GO_ON {
@@ -203,15 +274,42 @@ fn counter_of(outcome: u8) -> u32 {
     }
 }
 
+/// How a frame is found: by its unwind rule.
+const BY_RULE: u8 = 0;
+/// And remembered.
+const RECORDING: u8 = 1;
+/// Unless it is a remembered one.
+const COMPARING: u8 = 2;
+
 /// One frame up. Returns 0 to be called again.
 #[inline(never)]
-unsafe extern "C" fn frame(_index: u32, tables: *mut Tables) -> i64 {
+unsafe extern "C" fn frame<const HOW: u8>(_index: u32, tables: *mut Tables) -> i64 {
     // SAFETY: the caller's pointer is valid while this runs.
     let tables = unsafe { &*tables };
     // SAFETY: the element is this CPU's own, and nothing else refers to it while this runs.
     let scratch = unsafe { &mut *tables.scratch };
+    let mut at = load(&raw const scratch.walk.at);
+    if HOW != BY_RULE {
+        // SAFETY: as above.
+        let remembered = unsafe { &mut *tables.remembered };
+        let mut index = load(&raw const scratch.walk.remembered);
+        if HOW == RECORDING {
+            reuse::record(remembered, index, &at);
+            index += 1;
+        } else if reuse::is_remembered(remembered, &mut index, &at) {
+            let next_word = load(&raw const scratch.walk.next_word);
+            scratch.words[bounded::<SCRATCH_WORDS>(next_word)] = at.ip;
+            keep(&mut scratch.walk.next_word, next_word + 1);
+            keep(&mut scratch.walk.outcome, u64::from(MATCHED));
+            keep(&mut scratch.walk.remembered, index);
+            return 1;
+        }
+        keep(&mut scratch.walk.remembered, index);
+    }
+    if scratch.walk.frames() >= USER_FRAMES_MAX as u64 {
+        return 1;
+    }
     let walk = &scratch.walk;
-    let mut at = load(&raw const walk.at);
     let mut stack = Stack {
         mapping: load(&raw const walk.mapping),
         window_at: load(&raw const walk.window_at),
@@ -234,126 +332,4 @@ unsafe extern "C" fn frame(_index: u32, tables: *mut Tables) -> i64 {
     keep(&mut walk.by_frame_pointer, by_frame_pointer);
     keep(&mut walk.outcome, u64::from(outcome));
     i64::from(outcome != GO_ON)
-}
-
-/// The running task, as a step sees it.
-struct Stack<'a> {
-    tables: &'a Tables,
-    scratch: &'a mut Scratch,
-    mapping: u64,
-    window_at: u64,
-    window_len: u64,
-    next_word: u64,
-    by_frame_pointer: u64,
-    slice: u64,
-    slice_len: u64,
-}
-
-impl Process for Stack<'_> {
-    const MACHINE: Machine = X86_64;
-
-    #[inline(always)]
-    fn look_up(&mut self, pc: u64) -> Lookup {
-        let nothing = |kind| Lookup { kind, rule: 0 };
-        if self.slice_len == 0 {
-            return nothing(KIND_UNKNOWN_PROCESS);
-        }
-        // SAFETY: a map element, valid for the whole program run.
-        let mappings = unsafe { &*self.tables.mappings };
-        let first = self.slice + 1;
-        self.mapping = mapping_index(mappings, first, self.slice_len, self.mapping, pc);
-        let mapping = entry(mappings, first + self.mapping);
-        if pc < mapping.begin || pc >= mapping.end {
-            return nothing(KIND_UNMAPPED);
-        }
-        let kind = (mapping.kind_and_pages >> MAPPING_KIND_SHIFT) as u8;
-        if kind != MAPPING_TABLE {
-            return nothing(kind);
-        }
-        let at = pc - mapping.bias;
-        let page = at >> PAGE_SHIFT;
-        if page >= u64::from(mapping.kind_and_pages & ((1 << MAPPING_KIND_SHIFT) - 1)) {
-            return Lookup { kind: MAPPING_TABLE, rule: 0 };
-        }
-        let index = bounded::<PAGES_MAX>(u64::from(mapping.first_page) + page);
-        // SAFETY: a map element, valid for the whole program run.
-        let page = unsafe { &*self.tables.pages }[index];
-        let segment = (page & 0xffff_ffff) >> 14;
-        let Some(rows) = ROWS.get_value((segment >> 4) as u32, &((segment & 15) as u32)) else {
-            return Lookup { kind: MAPPING_TABLE, rule: 0 };
-        };
-        let block = page & (SEGMENT_WORDS as u64 - 1);
-        let number = rule_number(rows, block, page >> 32, at & 0xffff);
-        // SAFETY: a map element, valid for the whole program run.
-        let rule = unsafe { &*self.tables.rules }[bounded::<RULES_MAX>(number)];
-        Lookup { kind: MAPPING_TABLE, rule }
-    }
-
-    #[inline(always)]
-    fn word(&mut self, address: u64) -> Option<u64> {
-        let offset = address.wrapping_sub(self.window_at);
-        if offset < self.window_len && offset & 7 == 0 {
-            return Some(self.scratch.window[bounded::<WINDOW_WORDS>(offset >> 3)]);
-        }
-        crate::sample::read_user(address).ok()
-    }
-
-    #[inline(always)]
-    fn approach(&mut self, sp: u64, cfa: u64) {
-        let last = cfa.wrapping_sub(8);
-        if last.wrapping_sub(self.window_at) < self.window_len || cfa.wrapping_sub(sp) > WINDOW / 2
-        {
-            return;
-        }
-        self.window_at = sp;
-        self.window_len = copy_stack(self.scratch, sp);
-    }
-
-    #[inline(always)]
-    fn register(&mut self, number: u64) -> u64 {
-        self.scratch.registers[bounded::<REGISTERS>(number)]
-    }
-
-    #[inline(always)]
-    fn frame(&mut self, word: u64) {
-        self.scratch.words[bounded::<SCRATCH_WORDS>(self.next_word)] = word;
-        self.next_word += 1;
-    }
-
-    #[inline(always)]
-    fn note_frame_pointer(&mut self, kind: u8) {
-        self.by_frame_pointer |= 1 << (kind & 7);
-    }
-}
-
-/// Copies a window from `from` on and returns how many bytes it has: up to the end of the page
-/// where the rest is not there.
-#[inline(always)]
-fn copy_stack(scratch: &mut Scratch, from: u64) -> u64 {
-    const PAGE: u64 = 4096;
-    let to = scratch.window.as_mut_ptr().cast::<c_void>();
-    // SAFETY: the window has this size, and the helper does not fault on what cannot be read.
-    if unsafe { bpf_probe_read_user(to, WINDOW as u32, from as *const c_void) } == 0 {
-        return WINDOW;
-    }
-    let len = PAGE - (from & (PAGE - 1));
-    if len < WINDOW {
-        // SAFETY: `len` is less than the window's size.
-        if unsafe { bpf_probe_read_user(to, len as u32, from as *const c_void) } == 0 {
-            return len & !7;
-        }
-    }
-    0
-}
-
-#[inline(always)]
-fn load<T: Copy>(from: *const T) -> T {
-    // SAFETY: the caller's reference or map element is valid for reads.
-    unsafe { core::ptr::read_volatile(from) }
-}
-
-#[inline(always)]
-fn keep<T: Copy>(to: &mut T, value: T) {
-    // SAFETY: an exclusive reference is valid for writes.
-    unsafe { core::ptr::write_volatile(to, value) };
 }

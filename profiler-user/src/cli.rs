@@ -63,6 +63,9 @@ pub struct Sampling {
     /// The BPF program that samples, where it is not to be the one that this kernel can run
     #[arg(long, hide = true, value_enum)]
     pub bpf_sampler: Option<BpfSampler>,
+    /// Reuse the stack that a thread had at its last sample as far as it is the same
+    #[arg(long, hide = true, value_enum, default_value_t)]
+    pub stack_reuse: StackReuse,
 }
 
 /// Which span of a trace a sample is charged to.
@@ -73,6 +76,18 @@ pub enum SpanScope {
     LocalRoot,
     /// The innermost span that is being worked on
     Active,
+}
+
+/// Whether stacks are reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StackReuse {
+    /// Walk each stack from its leaf to its root
+    #[default]
+    Off,
+    /// Reuse what is the same
+    On,
+    /// Reuse, walk again without, and count what differs
+    Check,
 }
 
 /// A program that samples.

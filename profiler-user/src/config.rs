@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::attribute::SpanScope;
-use crate::capture::{CaptureConfig, Sampler};
+use crate::capture::{CaptureConfig, Sampler, StackReuse};
 use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
@@ -97,6 +97,8 @@ pub struct RecordConfig {
     pub bpf_log: bool,
     /// How to walk stacks; `None`: as this kernel can.
     pub sampler: Option<Sampler>,
+    /// Whether a thread's last stack is reused.
+    pub reuse: StackReuse,
 }
 
 /// What `record` and `replay` write.
@@ -135,6 +137,7 @@ impl RecordConfig {
             inline: !no_inline,
             bpf_log: sampling.bpf_log,
             sampler: sampling.bpf_sampler.map(Sampler::from),
+            reuse: sampling.stack_reuse.into(),
         })
     }
 }
@@ -193,6 +196,7 @@ impl RunConfig {
                 targets: None,
                 bpf_log: typed.sampling.bpf_log,
                 sampler: typed.sampling.bpf_sampler.map(Sampler::from),
+                reuse: typed.sampling.stack_reuse.into(),
             },
             span_scope: typed.span_scope.into(),
             window,
@@ -221,6 +225,16 @@ impl From<cli::BpfSampler> for Sampler {
             cli::BpfSampler::Loop => Self::Loop,
             cli::BpfSampler::Bounded => Self::Bounded,
             cli::BpfSampler::Floor => Self::Floor,
+        }
+    }
+}
+
+impl From<cli::StackReuse> for StackReuse {
+    fn from(typed: cli::StackReuse) -> Self {
+        match typed {
+            cli::StackReuse::Off => Self::Off,
+            cli::StackReuse::On => Self::On,
+            cli::StackReuse::Check => Self::Check,
         }
     }
 }

@@ -27,7 +27,7 @@ use super::control::Control;
 use super::counters::Counters;
 use super::drain::Drain;
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
-use super::object::{self, Settings};
+use super::object::{self, Settings, StackReuse};
 use super::sampler::Sampler;
 use super::support;
 use crate::clock::boot_now;
@@ -54,6 +54,8 @@ pub struct CaptureConfig {
     pub bpf_log: bool,
     /// How to walk stacks; `None`: as this kernel can.
     pub sampler: Option<Sampler>,
+    /// Whether a thread's last stack is reused.
+    pub reuse: StackReuse,
 }
 
 impl CaptureConfig {
@@ -165,6 +167,7 @@ impl Capture {
             has_task_pt_regs: support::has_task_pt_regs(),
             log: config.bpf_log,
             samples_ring_bytes: ring_bytes(config.hz, cpus),
+            reuse: config.reuse,
         })?;
 
         let mut control =

@@ -20,4 +20,5 @@ pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
+pub use object::StackReuse;
 pub use sampler::Sampler;

@@ -114,6 +114,7 @@ pub async fn record(
             targets,
             bpf_log: config.bpf_log,
             sampler: config.sampler,
+            reuse: config.reuse,
         },
         scope: config.outputs.span_scope,
         window: None,
