@@ -135,7 +135,7 @@ mod tests {
             let first = 50;
             for index in 0..count {
                 let begin = 0x1000 * (2 * index + 1);
-                segment[(first + index) as usize] = mapping(begin, begin + 0x1000);
+                segment[usize::try_from(first + index).unwrap()] = mapping(begin, begin + 0x1000);
             }
             let segment: Box<MappingSegment> = segment.into_boxed_slice().try_into().unwrap();
             for index in 0..count {
@@ -166,12 +166,12 @@ mod tests {
         let block = 777;
         let mut segment = vec![0_u32; SEGMENT_WORDS];
         for (index, offset) in offsets.iter().enumerate() {
-            segment[block + GRANULE_WORDS + index] = row(*offset, index as u16);
+            segment[block + GRANULE_WORDS + index] = row(*offset, u16::try_from(index).unwrap());
         }
         for granule in 0..GRANULES {
             let start = granule << GRANULE_SHIFT;
             let at = offsets.partition_point(|offset| usize::from(*offset) <= start) - 1;
-            segment[block + granule / 2] |= (at as u32) << (16 * (granule % 2));
+            segment[block + granule / 2] |= u32::try_from(at).unwrap() << (16 * (granule % 2));
         }
         let segment: Box<RowSegment> = segment.into_boxed_slice().try_into().unwrap();
         for offset in 0..=0xffff_u64 {
