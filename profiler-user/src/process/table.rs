@@ -20,7 +20,7 @@ use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::use_order::{Stamp, UseOrder};
-use super::{ElfLimits, ElfRegistry, Proc, Process, TableStats, Unreadable};
+use super::{ElfLimits, ElfRegistry, MappingSnapshot, Proc, Process, TableStats, Unreadable};
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 
 /// How long what was replaced, and a process that exited, is kept for samples that come late.
@@ -66,7 +66,7 @@ impl Default for TableLimits {
 }
 
 /// A fact for the BPF programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum ControlFact {
     /// The threads of the process keep the pointer to their span record here.
     SetSlot {
@@ -82,6 +82,18 @@ pub enum ControlFact {
     },
     /// The process is gone: nothing about it is to be kept.
     Gone {
+        /// The process.
+        pid: Pid,
+    },
+    /// The process has these mappings.
+    Mappings {
+        /// The process.
+        pid: Pid,
+        /// Its executable mappings.
+        snapshot: Arc<MappingSnapshot>,
+    },
+    /// The mappings of the process are not known, or not any more.
+    NoMappings {
         /// The process.
         pid: Pid,
     },
@@ -104,6 +116,8 @@ pub struct ProcessTable {
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
     pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
+    /// And which mappings it has, if those are known.
+    pub(super) mappings_changed: BTreeMap<Pid, Option<Arc<MappingSnapshot>>>,
     /// Processes that were seen to be gone since the BPF programs were told last.
     pub(super) gone: Vec<Pid>,
     pub(super) stats: TableStats,
@@ -181,6 +195,7 @@ impl ProcessTable {
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
             control: BTreeMap::new(),
+            mappings_changed: BTreeMap::new(),
             gone: Vec::new(),
             stats: TableStats::default(),
             generations: 0,
@@ -214,7 +229,7 @@ impl ProcessTable {
             ProcessEventKind::Exec => self.on_exec(pid, at),
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
-            ProcessEventKind::UnknownCode { address } => self.refresh(pid, at, &[address]),
+            ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
         }
     }
 
@@ -265,8 +280,13 @@ impl ProcessTable {
             None => ControlFact::ClearSlot { pid },
         });
         let gone = self.gone.drain(..).map(|pid| ControlFact::Gone { pid });
+        let mappings = std::mem::take(&mut self.mappings_changed).into_iter();
+        let mappings = mappings.map(|(pid, snapshot)| match snapshot {
+            Some(snapshot) => ControlFact::Mappings { pid, snapshot },
+            None => ControlFact::NoMappings { pid },
+        });
         // What is gone goes first: its id may be another's already.
-        gone.chain(slots).collect()
+        gone.chain(slots).chain(mappings).collect()
     }
 
     /// What it did since it was made.
@@ -321,6 +341,18 @@ impl ProcessTable {
         self.schedule(Look::after_exit(pid, at, generation));
     }
 
+    /// The kernel side does not know what this table may know already: then it is told again.
+    fn on_unknown_code(&mut self, pid: Pid, at: BootTime, address: Addr) {
+        self.stats.unknown_code += 1;
+        self.refresh(pid, at, &[address]);
+        let newest = self.processes.get(&pid).and_then(|entry| entry.images.newest());
+        if let Some((_, newest)) = newest
+            && newest.snapshot.find(address).is_some()
+        {
+            self.mappings_changed.insert(pid, Some(Arc::clone(&newest.snapshot)));
+        }
+    }
+
     pub(super) fn schedule(&mut self, look: Look) {
         if !self.looks.add(look) {
             self.stats.looks_dropped += 1;
@@ -362,6 +394,7 @@ impl ProcessTable {
 
     pub(super) fn forget(&mut self, pid: Pid) {
         self.clear_slot(pid);
+        self.mappings_changed.insert(pid, None);
         if let Some(entry) = self.processes.remove(&pid) {
             self.by_use.remove(entry.used);
             self.mappings = self.mappings.saturating_sub(entry.mappings);
