@@ -16,7 +16,7 @@ use crate::aggregate::{Aggregator, Window};
 use crate::attribute::{Location, SpanScope, attribute};
 use crate::capture::{Batch, Capture, Control, Next, RecordKind};
 use crate::clock::{boot_now, unix_now};
-use crate::decode::{self, BootTime, Frame, NoSpan};
+use crate::decode::{self, BootTime, Frame, NoSpan, UserStack};
 use crate::export::file::AtomicFile;
 use crate::process::{ControlFact, ElfId, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
@@ -155,7 +155,7 @@ impl Collector {
     }
 
     fn take_sample(&mut self, record: &[u8]) {
-        let sample = match decode::sample(record) {
+        let mut sample = match decode::sample(record) {
             Ok(sample) => sample,
             Err(error) => {
                 tracing::error!(%error, "a sample cannot be read");
@@ -174,11 +174,20 @@ impl Collector {
             self.stats.add(Count::SpanIdsZero, 1);
         }
         self.table.refresh(sample.pid, sample.at, &addresses);
-        let process = self.table.view(sample.pid, sample.at).map_or_else(
-            || Arc::new(Process::not_read(sample.pid, Some(Unreadable::NotRead))),
-            Arc::clone,
-        );
-        self.record(record, &process);
+        let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
+            Some((process, stale)) => (Arc::clone(process), stale),
+            None => {
+                let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
+                (Arc::new(unread), false)
+            }
+        };
+        if stale {
+            self.stats.add(Count::UserStackStale, 1);
+            sample.user_stack = UserStack::Stale;
+            self.record(&decode::stale(record), &process);
+        } else {
+            self.record(record, &process);
+        }
         let attributed = attribute(&sample, &process, self.scope);
         self.used.files.extend(attributed.stack.iter().filter_map(|location| match location {
             Location::Elf { elf, .. } => Some(*elf),
@@ -213,19 +222,17 @@ impl Collector {
 
     /// `is_new`: what it is told of are processes that run now, not those that were found at first.
     fn tell_kernel(&mut self, is_new: bool) {
+        for (pid, snapshot) in self.table.take_mappings() {
+            self.tell_unwinding(match snapshot {
+                Some(snapshot) => Fact::Mappings { pid, snapshot, is_new },
+                None => Fact::Forget { pid },
+            });
+        }
         for fact in self.table.take_control() {
             let told = match fact {
                 ControlFact::SetSlot { pid, slot } => self.control.set_slot(pid, slot),
                 ControlFact::ClearSlot { pid } => self.control.clear_slot(pid),
                 ControlFact::Gone { pid } => self.control.forget(pid),
-                ControlFact::Mappings { pid, snapshot } => {
-                    self.tell_unwinding(Fact::Mappings { pid, snapshot, is_new });
-                    continue;
-                }
-                ControlFact::NoMappings { pid } => {
-                    self.tell_unwinding(Fact::Forget { pid });
-                    continue;
-                }
             };
             if let Err(error) = told {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no spans of a process");

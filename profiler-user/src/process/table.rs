@@ -66,7 +66,7 @@ impl Default for TableLimits {
 }
 
 /// A fact for the BPF programs.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlFact {
     /// The threads of the process keep the pointer to their span record here.
     SetSlot {
@@ -85,19 +85,10 @@ pub enum ControlFact {
         /// The process.
         pid: Pid,
     },
-    /// The process has these mappings.
-    Mappings {
-        /// The process.
-        pid: Pid,
-        /// Its executable mappings.
-        snapshot: Arc<MappingSnapshot>,
-    },
-    /// The mappings of the process are not known, or not any more.
-    NoMappings {
-        /// The process.
-        pid: Pid,
-    },
 }
+
+/// What is known of a process's mappings from now on: `None` if nothing is, or not any more.
+pub type MappingsFact = (Pid, Option<Arc<MappingSnapshot>>);
 
 /// The processes of the host.
 #[derive(Debug)]
@@ -116,7 +107,7 @@ pub struct ProcessTable {
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
     pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
-    /// And which mappings it has, if those are known.
+    /// Processes that have other mappings since those were asked for last.
     pub(super) mappings_changed: BTreeMap<Pid, Option<Arc<MappingSnapshot>>>,
     /// Processes that were seen to be gone since the BPF programs were told last.
     pub(super) gone: Vec<Pid>,
@@ -266,6 +257,13 @@ impl ProcessTable {
         self.processes.get(&pid)?.images.at(at)
     }
 
+    /// What a stack of a process was walked with, which was sampled at a time, and whether that was
+    /// wrong: it ran another program by then. `epoch` is that of the mappings, 0 if there were none.
+    #[must_use]
+    pub fn walked(&self, pid: Pid, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
+        self.processes.get(&pid)?.images.walked(at, epoch)
+    }
+
     /// The ELF files of all processes. Clones share them, and may go to another thread.
     #[must_use]
     pub fn elfs(&self) -> &ElfRegistry {
@@ -280,13 +278,13 @@ impl ProcessTable {
             None => ControlFact::ClearSlot { pid },
         });
         let gone = self.gone.drain(..).map(|pid| ControlFact::Gone { pid });
-        let mappings = std::mem::take(&mut self.mappings_changed).into_iter();
-        let mappings = mappings.map(|(pid, snapshot)| match snapshot {
-            Some(snapshot) => ControlFact::Mappings { pid, snapshot },
-            None => ControlFact::NoMappings { pid },
-        });
         // What is gone goes first: its id may be another's already.
-        gone.chain(slots).chain(mappings).collect()
+        gone.chain(slots).collect()
+    }
+
+    /// Whose mappings changed since the last call.
+    pub fn take_mappings(&mut self) -> impl Iterator<Item = MappingsFact> + use<> {
+        std::mem::take(&mut self.mappings_changed).into_iter()
     }
 
     /// What it did since it was made.
@@ -375,7 +373,7 @@ impl ProcessTable {
         self.processes.entry(pid).or_insert_with(|| {
             let mut images = Images::default();
             let process = Process::not_read(pid, Some(Unreadable::NotRead));
-            images.push(BootTime(0), Arc::new(process));
+            images.push(BootTime(0), 0, Arc::new(process));
             Entry {
                 images,
                 state: State::Unread,
@@ -410,7 +408,7 @@ impl ProcessTable {
     pub(super) fn push_image(&mut self, pid: Pid, from: BootTime, process: Arc<Process>) {
         let forget_before = BootTime(self.now.0.saturating_sub(KEPT));
         if let Some(entry) = self.processes.get_mut(&pid) {
-            entry.images.push(from, process);
+            entry.images.push(from, entry.generation, process);
             entry.images.forget_replaced(forget_before, IMAGES_MAX);
         }
         self.image_changed(pid);

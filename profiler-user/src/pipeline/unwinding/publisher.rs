@@ -53,14 +53,14 @@ pub(super) trait Maps {
 
 impl Maps for UnwindMaps {
     fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError> {
-        UnwindMaps::place(self, table)
+        Self::place(self, table)
     }
     fn place_slice(
         &mut self,
         head: SliceHead,
         mappings: &[Published],
     ) -> Result<Slice, UnwindMapsError> {
-        UnwindMaps::place_slice(self, head, mappings)
+        Self::place_slice(self, head, mappings)
     }
     fn set_process(
         &mut self,
@@ -68,17 +68,17 @@ impl Maps for UnwindMaps {
         slice: &Slice,
         only_if_known: bool,
     ) -> Result<(), UnwindMapsError> {
-        UnwindMaps::set_process(self, pid, slice, only_if_known)
+        Self::set_process(self, pid, slice, only_if_known)
     }
     fn remove_process(&mut self, pid: Pid) -> Result<(), UnwindMapsError> {
-        UnwindMaps::remove_process(self, pid)
+        Self::remove_process(self, pid)
     }
     fn release(
         &mut self,
         slices: &mut Vec<Slice>,
         tables: &mut Vec<PlacedTable>,
     ) -> Result<(), UnwindMapsError> {
-        UnwindMaps::release(self, slices, tables)
+        Self::release(self, slices, tables)
     }
     fn note(&self, stats: &mut UnwindStats) {
         stats.rules = self.rules();

@@ -26,7 +26,7 @@ use crate::unwind::UnwindTable;
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = CHUNK_SEGMENTS * SEGMENT_WORDS * 4;
 /// Words of all segments of a chunk.
-const CHUNK_WORDS: u32 = (CHUNK_SEGMENTS * SEGMENT_WORDS) as u32;
+const CHUNK_WORDS: u32 = small(CHUNK_SEGMENTS * SEGMENT_WORDS);
 const MAPPING_SEGMENT_BYTES: usize = SLICE_ENTRIES_MAX * size_of::<Mapping>();
 /// What is there before any table: mappings, pages, rules.
 const FIXED_BYTES: usize = MAPPING_SEGMENTS * MAPPING_SEGMENT_BYTES + 8 * PAGES_MAX + 8 * RULES_MAX;
@@ -107,9 +107,9 @@ impl UnwindMaps {
             rows,
             chunks: Vec::new(),
             chunks_max: chunks_max.clamp(1, CHUNKS_MAX - 1),
-            free_words: Runs::new(0, SEGMENT_WORDS as u32),
-            free_pages: Runs::new(PAGES_MAX as u32, PAGES_MAX as u32),
-            free_entries: Runs::new(entries as u32, SLICE_ENTRIES_MAX as u32),
+            free_words: Runs::new(0, small(SEGMENT_WORDS)),
+            free_pages: Runs::new(small(PAGES_MAX), small(PAGES_MAX)),
+            free_entries: Runs::new(small(entries), small(SLICE_ENTRIES_MAX)),
             rule_numbers: StdHashMap::new(),
             rules_refused: 0,
             _maps: [mappings, pages, rules],
@@ -164,7 +164,7 @@ impl UnwindMaps {
             let word = self.pages.load_u64(usize::try_from(index).unwrap_or(usize::MAX));
             let rows = u32::try_from(word >> 32 & 0xffff).unwrap_or(0);
             let start = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
-            self.free_words.give_back(start, rows.saturating_add(GRANULE_WORDS as u32));
+            self.free_words.give_back(start, rows.saturating_add(small(GRANULE_WORDS)));
         }
         if table.pages > 0 {
             self.free_pages.give_back(table.first_page, table.pages);
@@ -335,8 +335,8 @@ impl UnwindMaps {
         let map = aya_obj::Map::new_from_params(
             ARRAY,
             4,
-            (SEGMENT_WORDS * 4) as u32,
-            CHUNK_SEGMENTS as u32,
+            small(SEGMENT_WORDS * 4),
+            small(CHUNK_SEGMENTS),
             aya_obj::generated::BPF_F_MMAPABLE,
         );
         let chunk = MapData::create(map, "rows", None).map_err(map_error)?;
@@ -347,6 +347,13 @@ impl UnwindMaps {
         self.free_words.extend(index.saturating_mul(CHUNK_WORDS), CHUNK_WORDS);
         Ok(())
     }
+}
+
+/// One of the constants above, which are at most some 100,000.
+#[expect(clippy::cast_possible_truncation, reason = "compared just before")]
+const fn small(constant: usize) -> u32 {
+    assert!(constant < 1 << 20);
+    constant as u32
 }
 
 /// As the kernel's byte order has them.
