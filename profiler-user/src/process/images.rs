@@ -29,12 +29,33 @@ impl Images {
             self.list.pop_back();
         }
         self.list.push_back(Image { from, program, process });
+        self.spread();
     }
 
     /// Replaces the newest; from when on it holds stays.
     pub(super) fn replace_newest(&mut self, process: Arc<Process>) {
         if let Some(image) = self.list.back_mut() {
             image.process = process;
+        }
+        self.spread();
+    }
+
+    /// What the newest says of itself held for the earlier mappings of its program too: a sample is
+    /// looked up by the mappings that it was walked with, and has the span keys that were published
+    /// meanwhile.
+    fn spread(&mut self) {
+        let Some(Image { program, process: newest, .. }) = self.list.back() else { return };
+        let (program, newest) = (*program, Arc::clone(newest));
+        for image in self.list.iter_mut().rev().skip(1) {
+            let earlier = &image.process;
+            let of_same_mappings = Process {
+                snapshot: Arc::clone(&earlier.snapshot),
+                unreadable: earlier.unreadable,
+                ..Process::clone(&newest)
+            };
+            if image.program == program && !of_same_mappings.says_the_same(earlier) {
+                image.process = Arc::new(of_same_mappings);
+            }
         }
     }
 
@@ -99,16 +120,16 @@ mod tests {
         let mut images = Images::default();
         assert!(images.at(BootTime(1)).is_none());
         for (from, name) in [(10, "a"), (20, "b"), (30, "c")] {
-            images.push(BootTime(from), 0, process(name));
+            images.push(BootTime(from), from, process(name));
         }
         assert_eq!(names(&images, [0, 19, 20, 99]), ["a", "a", "b", "c"]);
-        images.push(BootTime(15), 0, process("d"));
+        images.push(BootTime(15), 15, process("d"));
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(15), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(16), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["d", "d", "d", "d"]);
-        images.push(BootTime(40), 0, process("e"));
+        images.push(BootTime(40), 40, process("e"));
         images.forget_replaced(BootTime(0), 1);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["e", "e", "e", "e"]);
     }
@@ -123,12 +144,32 @@ mod tests {
         images.push(BootTime(30), 2, Arc::clone(&c));
         let walked = |at, process: &Process| {
             let (found, stale) = images.walked(BootTime(at), process.snapshot.epoch()).unwrap();
-            (found.name.to_string(), stale)
+            (found.snapshot.epoch(), stale)
         };
-        assert_eq!(walked(25, &a), ("a".into(), false));
-        assert_eq!(walked(15, &b), ("b".into(), false));
-        assert_eq!(walked(35, &c), ("c".into(), false));
-        assert_eq!(walked(35, &b), ("c".into(), true));
-        assert_eq!(walked(25, &process("parent")), ("b".into(), false));
+        let [epoch_a, epoch_b, epoch_c] = [&a, &b, &c].map(|process| process.snapshot.epoch());
+        assert_eq!(walked(25, &a), (epoch_a, false));
+        assert_eq!(walked(15, &b), (epoch_b, false));
+        assert_eq!(walked(35, &c), (epoch_c, false));
+        assert_eq!(walked(35, &b), (epoch_c, true));
+        assert_eq!(walked(25, &process("parent")), (epoch_b, false));
+    }
+
+    #[test]
+    fn what_a_program_says_later_holds_for_its_earlier_mappings() {
+        let keys = |keys: &[&str]| keys.iter().map(|key| Arc::from(*key)).collect::<Arc<[_]>>();
+        let with = |process: &Process, names| {
+            Arc::new(Process { attribute_keys: keys(names), ..process.clone() })
+        };
+        let mut images = Images::default();
+        let (old, early, late) = (process("old"), process("a"), process("a"));
+        images.push(BootTime(10), 1, Arc::clone(&old));
+        images.push(BootTime(20), 2, Arc::clone(&early));
+        images.push(BootTime(30), 2, with(&late, &["span_name"]));
+        let (found, stale) = images.walked(BootTime(25), early.snapshot.epoch()).unwrap();
+        assert_eq!((found.attribute_keys.len(), stale), (1, false));
+        assert_eq!(found.snapshot.epoch(), early.snapshot.epoch());
+        images.replace_newest(with(&late, &["span_name", "more"]));
+        assert_eq!(images.at(BootTime(25)).unwrap().attribute_keys.len(), 2);
+        assert_eq!(images.at(BootTime(15)).unwrap().attribute_keys.len(), 0);
     }
 }

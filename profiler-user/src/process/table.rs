@@ -357,7 +357,7 @@ impl ProcessTable {
         }
     }
 
-    fn next_generation(&mut self) -> u64 {
+    pub(super) fn next_generation(&mut self) -> u64 {
         self.generations = self.generations.wrapping_add(1);
         self.generations
     }

@@ -220,6 +220,8 @@ impl ProcessTable {
                 // Another process of the same id, whose making was not reported.
                 self.stats.pids_reused += 1;
                 self.clear_slot(pid);
+                let generation = self.next_generation();
+                self.entry(pid).generation = generation;
                 let started = BootTime(process.start_time.saturating_mul(TICK));
                 self.push_image(pid, started.max(last_read).min(now), process);
             }
