@@ -17,6 +17,8 @@ mod images;
 mod looks;
 mod mapped_file;
 mod maps;
+mod mount_info;
+mod perf_map;
 mod proc_fs;
 mod process_context;
 mod reader;
@@ -33,6 +35,7 @@ mod view;
 
 pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
+pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
