@@ -14,7 +14,7 @@ macro_rules! counters {
 }
 
 /// How many counters there are.
-pub const COUNTERS_LEN: u32 = 28;
+pub const COUNTERS_LEN: u32 = 31;
 
 counters! {
     /// Timer ticks on a task that is to be sampled. Each becomes a record or a `LOST_*`.
@@ -74,4 +74,11 @@ counters! {
     USER_TABLE_PENDING = 26 => "user_table_pending",
     /// A sample with a frame found by frame pointer in a file whose table had no room.
     USER_TABLE_OVER_LIMIT = 27 => "user_table_over_limit",
+    /// A sample whose user stack ends in code without unwind information, at a frame pointer of
+    /// zero.
+    USER_STACK_ZERO_FRAME_POINTER = 28 => "user_stack_zero_frame_pointer",
+    /// When reuse is checked: a stack that is the same without it.
+    REUSE_SAME = 29 => "reuse_same",
+    /// When reuse is checked: a stack that is another without it. Never to be seen.
+    REUSE_DIFFERENT = 30 => "reuse_different",
 }

@@ -62,6 +62,9 @@ pub const USER_STACK_UNREADABLE: u8 = 8;
 pub const USER_STACK_UNSUPPORTED_RULE: u8 = 9;
 /// `SampleHeader::user_stack`: the last frame's unwind rule leads down the stack.
 pub const USER_STACK_BAD_STEP: u8 = 10;
+/// `SampleHeader::user_stack`: the last frame has no unwind information, and its frame pointer is
+/// zero: by convention the outermost frame, if the code keeps to it.
+pub const USER_STACK_ZERO_FRAME_POINTER: u8 = 11;
 
 /// `SampleHeader::span`: a valid record follows.
 pub const SPAN_READ: u8 = 0;

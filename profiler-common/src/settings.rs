@@ -18,3 +18,8 @@ pub const TASK_PID: &str = "TASK_PID";
 pub const TASK_STACK: &str = "TASK_STACK";
 /// `u32`: 1 if the kernel has `bpf_task_pt_regs` (Linux 5.15).
 pub const HAS_TASK_PT_REGS: &str = "HAS_TASK_PT_REGS";
+/// `u32`: 1 if the stack that a thread had at its last sample is reused as far as it is the same, 2
+/// ([`REUSE_AND_CHECK`]) if each stack is walked a second time without, and compared.
+pub const REUSE_STACKS: &str = "REUSE_STACKS";
+/// A value of [`REUSE_STACKS`].
+pub const REUSE_AND_CHECK: u32 = 2;

@@ -69,8 +69,11 @@ pub struct SliceHead {
     pub epoch: u64,
     /// How many mappings follow.
     pub len: u64,
+    /// Stands for this slice and all that it leads to; never 0, never used again. A snapshot is
+    /// published more than once when tables of its files become ready, or have to go.
+    pub publication: u64,
     /// Always zero.
-    pub reserved: [u64; 2],
+    pub reserved: u64,
 }
 
 /// An executable mapping of a process. Mappings of a slice are sorted and do not overlap.
@@ -177,20 +180,20 @@ impl Rule {
     /// As it is in `RULES`.
     #[must_use]
     pub const fn to_bits(self) -> u64 {
-        self.cfa as u64
-            | (self.saved as u64) << 8
-            | (self.saved_offset as u16 as u64) << 16
-            | (self.cfa_offset as u32 as u64) << 32
+        let [o0, o1] = self.saved_offset.to_le_bytes();
+        let [c0, c1, c2, c3] = self.cfa_offset.to_le_bytes();
+        u64::from_le_bytes([self.cfa, self.saved, o0, o1, c0, c1, c2, c3])
     }
 
     /// From what is in `RULES`.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
+        let [cfa, saved, o0, o1, c0, c1, c2, c3] = bits.to_le_bytes();
         Self {
-            cfa: bits as u8,
-            saved: (bits >> 8) as u8,
-            saved_offset: (bits >> 16) as i16,
-            cfa_offset: (bits >> 32) as i32,
+            cfa,
+            saved,
+            saved_offset: i16::from_le_bytes([o0, o1]),
+            cfa_offset: i32::from_le_bytes([c0, c1, c2, c3]),
         }
     }
 }

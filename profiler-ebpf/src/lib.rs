@@ -3,6 +3,10 @@
 //! They compile for the host too, so `cargo test` runs them without a kernel.
 
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
-pub mod frame_pointer;
+pub mod bounded;
+pub mod lookup;
+pub mod machine;
 pub mod span_record;
+pub mod unwind;

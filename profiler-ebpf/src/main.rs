@@ -13,8 +13,12 @@
 mod maps;
 mod process;
 mod registers;
+mod reuse;
 mod sample;
 mod span;
+mod stack;
+mod volatile;
+mod walk;
 
 use aya_ebpf::{
     macros::{perf_event, raw_tracepoint},
@@ -25,6 +29,27 @@ use aya_ebpf::{
 #[perf_event]
 fn on_cpu(ctx: PerfEventContext) -> u32 {
     sample::sample(&ctx);
+    0
+}
+
+/// As `on_cpu`, for kernels without `bpf_loop` (before Linux 5.17).
+#[perf_event]
+fn on_cpu_bounded(ctx: PerfEventContext) -> u32 {
+    sample::sample_bounded(&ctx);
+    0
+}
+
+/// As `on_cpu`, without the walk: loaded only to measure what a walk costs.
+#[perf_event]
+fn on_cpu_floor(ctx: PerfEventContext) -> u32 {
+    sample::floor(&ctx);
+    0
+}
+
+/// What `on_cpu_bounded` hands deep stacks on to.
+#[perf_event]
+fn on_cpu_rest(ctx: PerfEventContext) -> u32 {
+    sample::rest(&ctx);
     0
 }
 

@@ -2,11 +2,25 @@
 
 use aya_ebpf::{
     Global,
-    macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    bindings::BPF_F_MMAPABLE,
+    btf_maps,
+    macros::{btf_map, map},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
-use profiler_common::{counter::COUNTERS_LEN, sample::SampleHeader, span::SpanSlot};
-use profiler_ebpf::frame_pointer::Cursor;
+use profiler_common::{
+    counter::COUNTERS_LEN,
+    sample::SampleHeader,
+    span::SpanSlot,
+    unwind::{
+        CHUNK_SEGMENTS, CHUNKS_MAX, MAPPING_SEGMENTS, PAGES_MAX, PROCESSES_MAX, RULES_MAX,
+        SEGMENT_WORDS,
+    },
+};
+use profiler_ebpf::lookup::MappingSegment;
+
+use crate::registers::REGISTERS;
+use crate::reuse::Remembered;
+use crate::walk::Walk;
 
 /// Samples on their way to user space. User space sizes it by CPUs and frequency; when it is full a
 /// sample is lost and counted.
@@ -27,6 +41,48 @@ pub(crate) static SPAN_SLOTS: HashMap<u32, SpanSlot> = HashMap::with_max_entries
 /// children of a target.
 #[map]
 pub(crate) static TARGETS: HashMap<u32, u32> = HashMap::with_max_entries(16384, 0);
+
+/// Key: tgid. Where its slice begins: an index of `MAPPINGS`' entries, over all segments. Written by
+/// user space; deleted here at exec, and copied here at fork.
+#[map]
+pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(PROCESSES_MAX, 0);
+
+/// The slices of all processes. Written by user space through its own mapping of it, as are the
+/// next two; what is published is never modified.
+#[map]
+pub(crate) static MAPPINGS: Array<MappingSegment> =
+    Array::with_max_entries(MAPPING_SEGMENTS as u32, BPF_F_MMAPABLE);
+
+/// One word for each 64 KiB of each file's text: `profiler_common::unwind::page`.
+#[map]
+pub(crate) static PAGES: Array<[u64; PAGES_MAX]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The different rules of all files: `profiler_common::unwind::Rule::to_bits`.
+#[map]
+pub(crate) static RULES: Array<[u64; RULES_MAX]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// The blocks of all pages, in chunks that user space makes when they are needed. The value is no
+/// struct: Linux 6.1 refuses an inner map that is made without BTF if it is.
+#[btf_map]
+pub(crate) static ROWS: btf_maps::ArrayOfMaps<
+    btf_maps::Array<[u32; SEGMENT_WORDS], CHUNK_SEGMENTS, { BPF_F_MMAPABLE as usize }>,
+    CHUNKS_MAX,
+> = btf_maps::ArrayOfMaps::new();
+
+/// Key: tgid. When unknown code of it was reported last. Written here only; when it is full, what
+/// was reported longest ago is reported again too early.
+#[map]
+pub(crate) static UNKNOWN_CODE: LruHashMap<u32, u64> = LruHashMap::with_max_entries(8192, 0);
+
+/// Each CPU's last stacks of some threads. Only if `REUSE_STACKS` is set: user space makes it small
+/// otherwise.
+#[map]
+pub(crate) static REMEMBERED: PerCpuArray<Remembered> =
+    PerCpuArray::with_max_entries(crate::reuse::THREADS, 0);
+
+/// At 0 the program that goes on with a walk, where the kernel has no `bpf_loop`.
+#[map]
+pub(crate) static REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// See `profiler_common::counter`. Written here, read by user space.
 #[map]
@@ -49,8 +105,16 @@ pub(crate) struct Scratch {
     /// Frames, then the span record.
     pub(crate) words: [u64; SCRATCH_WORDS],
     /// Where the user stack walk stands.
-    pub(crate) cursor: Cursor,
+    pub(crate) walk: Walk,
+    /// The interrupted thread's registers, by DWARF number.
+    pub(crate) registers: [u64; REGISTERS],
+    /// A copy of a part of the user stack.
+    pub(crate) window: [u64; WINDOW_WORDS],
 }
+
+/// Words of the stack that are copied at a time: 2 KiB. A copy costs little more than a read of one
+/// word, and less is copied twice than with half or double the size.
+pub(crate) const WINDOW_WORDS: usize = 256;
 
 /// See `profiler_common::settings` for each of these.
 #[unsafe(no_mangle)]
@@ -76,6 +140,10 @@ pub(crate) static TASK_STACK: Global<u32> = Global::new(0);
 /// 1: the kernel has `bpf_task_pt_regs`.
 #[unsafe(no_mangle)]
 pub(crate) static HAS_TASK_PT_REGS: Global<u32> = Global::new(0);
+
+/// See `profiler_common::settings::REUSE_STACKS`.
+#[unsafe(no_mangle)]
+pub(crate) static REUSE_STACKS: Global<u32> = Global::new(0);
 
 /// Adds one to a counter of `profiler_common::counter`.
 #[inline(always)]

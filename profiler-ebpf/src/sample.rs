@@ -17,32 +17,77 @@ use profiler_common::{
     process::COMM_LEN,
     sample::{
         FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, KERNEL_FRAMES_MAX, KIND_CPU, SAMPLE_LEN_MAX,
-        SampleHeader, USER_FRAMES_MAX, USER_STACK_COMPAT, USER_STACK_NO_REGISTERS,
-        USER_STACK_TRUNCATED, USER_STACK_UNKNOWN_PROCESS,
+        SampleHeader, USER_FRAMES_MAX, USER_STACK_NO_REGISTERS,
     },
 };
-use profiler_ebpf::frame_pointer::{Cursor, step};
 
-use crate::maps::{
-    PERIOD_NS, SAMPLES, SCRATCH, SCRATCH_WORDS, Scratch, TARGETS, TARGETS_ONLY, count,
-};
+use crate::maps::{PERIOD_NS, REST, SAMPLES, SCRATCH, Scratch, TARGETS, TARGETS_ONLY, count};
 use crate::registers::{in_user_mode, user_registers};
 use crate::span::read_span;
+use crate::walk;
 
-/// Takes one sample of the running task.
+/// Takes one sample of the running task, with `bpf_loop`.
 #[inline(always)]
 pub(crate) fn sample(ctx: &PerfEventContext) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let (tgid, tid) = ((pid_tgid >> 32) as u32, (pid_tgid & 0xffff_ffff) as u32);
+    let Some(scratch) = begin::<true>(ctx) else { return };
+    if walk::is_under_way(scratch) {
+        walk::go_on::<false>(scratch, current_tid());
+    }
+    finish(ctx, scratch);
+}
+
+/// Takes one sample of the running task, as far as a bounded loop goes; deeper stacks are handed on
+/// to [`rest`].
+#[inline(always)]
+pub(crate) fn sample_bounded(ctx: &PerfEventContext) {
+    let Some(scratch) = begin::<true>(ctx) else { return };
+    if walk::is_under_way(scratch) {
+        walk::go_on::<true>(scratch, 0);
+    }
+    if walk::is_under_way(scratch) {
+        // Returns if there is no such program: then the stack is cut here.
+        // SAFETY: the program there is of this type.
+        unsafe { REST.tail_call(ctx, 0) };
+    }
+    finish(ctx, scratch);
+}
+
+/// Goes on with a walk that [`sample_bounded`] began on this CPU.
+#[inline(always)]
+pub(crate) fn rest(ctx: &PerfEventContext) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return count(counter::LOST_NO_SCRATCH) };
+    // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
+    let scratch = unsafe { &mut *scratch };
+    walk::go_on::<true>(scratch, 0);
+    finish(ctx, scratch);
+}
+
+/// Everything of a sample but the walk: one copy of a part of the stack, and a record of 300 bytes.
+/// What a walk costs is measured against it.
+#[inline(always)]
+pub(crate) fn floor(ctx: &PerfEventContext) {
+    let Some(scratch) = begin::<false>(ctx) else { return };
+    finish(ctx, scratch);
+}
+
+/// Everything up to the walk; `None` if no sample is taken.
+#[inline(always)]
+fn begin<const WALK: bool>(ctx: &PerfEventContext) -> Option<&'static mut Scratch> {
+    let tgid = current_tgid();
     if tgid == 0 {
-        return count(counter::TICKS_IDLE);
+        count(counter::TICKS_IDLE);
+        return None;
     }
     // SAFETY: the value is copied at once and never modified in place.
     if TARGETS_ONLY.load() != 0 && unsafe { TARGETS.get(tgid) }.is_none() {
-        return count(counter::TICKS_FILTERED);
+        count(counter::TICKS_FILTERED);
+        return None;
     }
     count(counter::SAMPLES_TAKEN);
-    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return count(counter::LOST_NO_SCRATCH) };
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        count(counter::LOST_NO_SCRATCH);
+        return None;
+    };
     // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
     let scratch = unsafe { &mut *scratch };
 
@@ -51,26 +96,34 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     let kernel_frames = if user_mode { 0 } else { kernel_stack(ctx, scratch) };
     scratch.header.kernel_frame_count = kernel_frames as u16;
     scratch.header.user_frame_count = 0;
-    scratch.header.user_stack = USER_STACK_UNKNOWN_PROCESS;
-    match user_registers(ctx, user_mode) {
-        Ok(registers) => {
-            if registers.returns {
+    match user_registers(ctx, user_mode, scratch) {
+        Ok(leaf) => {
+            if leaf.returns != 0 {
                 scratch.header.flags |= FLAG_USER_LEAF_RETURNS;
             }
-            user_stack(registers.cursor, scratch);
+            if WALK {
+                walk::begin(scratch, tgid, leaf, kernel_frames);
+            } else {
+                walk::only_copy(scratch, leaf, kernel_frames);
+            }
         }
         Err(reason) => {
-            scratch.header.user_stack = reason;
-            if reason == USER_STACK_COMPAT {
-                count(counter::USER_COMPAT_TASK);
-            }
-            if reason == USER_STACK_NO_REGISTERS {
-                count(counter::USER_REGISTERS_MISSING);
-                debug!(ctx, "no user registers for thread {}", tid);
-            }
+            scratch.header.epoch = 0;
+            walk::refuse(scratch, reason);
         }
     }
+    Some(scratch)
+}
 
+/// Everything after the walk.
+#[inline(always)]
+fn finish(ctx: &PerfEventContext, scratch: &mut Scratch) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((pid_tgid >> 32) as u32, (pid_tgid & 0xffff_ffff) as u32);
+    walk::end(scratch, tgid);
+    if scratch.header.user_stack == USER_STACK_NO_REGISTERS {
+        debug!(ctx, "no user registers for thread {}", tid);
+    }
     let frames = frames(scratch);
     let span = read_span(ctx, tgid, scratch, frames);
     let header = &mut scratch.header;
@@ -80,7 +133,6 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     header.tgid = tgid;
     header.tid = tid;
     header.kind = KIND_CPU;
-    header.epoch = 0;
     // SAFETY: the helper takes no argument and cannot fail.
     header.boot_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: the helper takes no argument and cannot fail.
@@ -90,6 +142,16 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     // SAFETY: `comm` has the length that is given, and is zeroed by the helper on failure.
     unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), COMM_LEN as u32) };
     send(scratch, size_of::<SampleHeader>() + 8 * frames + span.padded_len);
+}
+
+#[inline(always)]
+fn current_tid() -> u64 {
+    bpf_get_current_pid_tgid() & 0xffff_ffff
+}
+
+#[inline(always)]
+fn current_tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
 /// Writes the kernel's frames at the start of the words and returns how many.
@@ -106,26 +168,6 @@ fn kernel_stack(ctx: &PerfEventContext, scratch: &mut Scratch) -> usize {
     (bytes >> 3) as usize & KERNEL_FRAMES_MAX
 }
 
-/// Appends the user frames to the words.
-///
-/// What the loop carries lives in map memory and is read back volatile: the verifier then sees one
-/// state per iteration, not one per number of frames so far (1,000,000 instructions and refused).
-#[inline(always)]
-fn user_stack(leaf: Cursor, scratch: &mut Scratch) {
-    volatile_write(&mut scratch.cursor, leaf);
-    for _ in 0..USER_FRAMES_MAX {
-        let frame = volatile_read(&scratch.cursor);
-        let at = frames(scratch) & (SCRATCH_WORDS - 1);
-        scratch.words[at] = frame.ip;
-        let walked = volatile_read(&scratch.header.user_frame_count);
-        volatile_write(&mut scratch.header.user_frame_count, walked + 1);
-        let Some(caller) = step(frame, |bp| read_user(bp).ok()) else { return };
-        volatile_write(&mut scratch.cursor, caller);
-    }
-    scratch.header.user_stack = USER_STACK_TRUNCATED;
-    count(counter::USER_STACK_TRUNCATED);
-}
-
 /// How many frames there are. The masks are for the verifier; the counts are never larger.
 #[inline(always)]
 fn frames(scratch: &Scratch) -> usize {
@@ -138,12 +180,6 @@ fn frames(scratch: &Scratch) -> usize {
 fn volatile_read<T: Copy>(from: &T) -> T {
     // SAFETY: a reference is valid for reads.
     unsafe { core::ptr::read_volatile(from) }
-}
-
-#[inline(always)]
-fn volatile_write<T: Copy>(to: &mut T, value: T) {
-    // SAFETY: an exclusive reference is valid for writes.
-    unsafe { core::ptr::write_volatile(to, value) };
 }
 
 /// Reads a value of the current process.

@@ -10,6 +10,7 @@ use profiler_common::{
     sample::{SPAN_INVALID, SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE},
     span::SPAN_HEADER_LEN,
 };
+use profiler_ebpf::bounded::bounded;
 use profiler_ebpf::span_record::{ATTRIBUTES_LEN, VALID, attributes_to_copy, padded_len};
 
 use crate::maps::{SCRATCH_WORDS, SPAN_SLOTS, Scratch, TASK_THREAD_POINTER, count};
@@ -72,7 +73,7 @@ fn copy_record(
     let words = &mut scratch.words;
     // The mask is for the verifier: at most 255 frames come before.
     let first = at & (SCRATCH_WORDS / 2 - 1);
-    let last_of_header = (first + SPAN_HEADER_LEN / 8) & (SCRATCH_WORDS - 1);
+    let last_of_header = bounded::<SCRATCH_WORDS>((first + SPAN_HEADER_LEN / 8) as u64);
     words[last_of_header] = 0;
     // SAFETY: `first` leaves room for a header and the longest attributes in `words`.
     let to = unsafe { words.as_mut_ptr().add(first) }.cast::<u8>();
@@ -103,7 +104,7 @@ fn copy_record(
     let padded = padded_len(len);
     let last = first + padded / 8 - 1;
     if last != last_of_header {
-        words[last & (SCRATCH_WORDS - 1)] = 0;
+        words[bounded::<SCRATCH_WORDS>(last as u64)] = 0;
     }
     // SAFETY: as for `to`, and the header is followed by room for the longest attributes.
     let to = unsafe { to.add(SPAN_HEADER_LEN) };

@@ -144,7 +144,10 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
 /// `None`: it ends where it should, or the last frame says why it is the last.
 fn why_it_ends(stack: UserStack) -> Option<Unresolved> {
     Some(match stack {
-        UserStack::Complete | UserStack::KernelThread | UserStack::Unmapped => return None,
+        UserStack::Complete
+        | UserStack::ZeroFramePointer
+        | UserStack::KernelThread
+        | UserStack::Unmapped => return None,
         UserStack::Truncated => Unresolved::Truncated,
         UserStack::Compat => Unresolved::Compat,
         UserStack::NoRegisters => Unresolved::NoRegisters,

@@ -60,6 +60,12 @@ pub struct Sampling {
     /// Show the diagnostics of the BPF programs in the log
     #[arg(long)]
     pub bpf_log: bool,
+    /// The BPF program that samples, where it is not to be the one that this kernel can run
+    #[arg(long, hide = true, value_enum)]
+    pub bpf_sampler: Option<BpfSampler>,
+    /// Reuse the stack that a thread had at its last sample as far as it is the same
+    #[arg(long, hide = true, value_enum, default_value_t)]
+    pub stack_reuse: StackReuse,
 }
 
 /// Which span of a trace a sample is charged to.
@@ -70,6 +76,29 @@ pub enum SpanScope {
     LocalRoot,
     /// The innermost span that is being worked on
     Active,
+}
+
+/// Whether stacks are reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum StackReuse {
+    /// Walk each stack from its leaf to its root
+    #[default]
+    Off,
+    /// Reuse what is the same
+    On,
+    /// Reuse, walk again without, and count what differs
+    Check,
+}
+
+/// A program that samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BpfSampler {
+    /// Walks stacks with `bpf_loop` (Linux 5.17)
+    Loop,
+    /// Walks stacks as on older kernels
+    Bounded,
+    /// Walks no stacks, to measure what the others cost: its frames are meaningless
+    Floor,
 }
 
 /// Options of everything that writes files.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::attribute::SpanScope;
-use crate::capture::CaptureConfig;
+use crate::capture::{CaptureConfig, Sampler, StackReuse};
 use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
@@ -95,6 +95,10 @@ pub struct RecordConfig {
     pub inline: bool,
     /// BPF-side diagnostics.
     pub bpf_log: bool,
+    /// How to walk stacks; `None`: as this kernel can.
+    pub sampler: Option<Sampler>,
+    /// Whether a thread's last stack is reused.
+    pub reuse: StackReuse,
 }
 
 /// What `record` and `replay` write.
@@ -132,6 +136,8 @@ impl RecordConfig {
             raw,
             inline: !no_inline,
             bpf_log: sampling.bpf_log,
+            sampler: sampling.bpf_sampler.map(Sampler::from),
+            reuse: sampling.stack_reuse.into(),
         })
     }
 }
@@ -185,7 +191,13 @@ impl RunConfig {
             cli::TraceIdLabel::Off => TraceIdLabel::Off,
         };
         Ok(Self {
-            capture: CaptureConfig { hz, targets: None, bpf_log: typed.sampling.bpf_log },
+            capture: CaptureConfig {
+                hz,
+                targets: None,
+                bpf_log: typed.sampling.bpf_log,
+                sampler: typed.sampling.bpf_sampler.map(Sampler::from),
+                reuse: typed.sampling.stack_reuse.into(),
+            },
             span_scope: typed.span_scope.into(),
             window,
             inline: typed.inline,
@@ -204,6 +216,26 @@ fn header(typed: &str) -> Result<(String, Secret), ConfigError> {
         }
         // Without a colon it may be the value alone, and a secret.
         _ => Err(ConfigError::Header),
+    }
+}
+
+impl From<cli::BpfSampler> for Sampler {
+    fn from(typed: cli::BpfSampler) -> Self {
+        match typed {
+            cli::BpfSampler::Loop => Self::Loop,
+            cli::BpfSampler::Bounded => Self::Bounded,
+            cli::BpfSampler::Floor => Self::Floor,
+        }
+    }
+}
+
+impl From<cli::StackReuse> for StackReuse {
+    fn from(typed: cli::StackReuse) -> Self {
+        match typed {
+            cli::StackReuse::Off => Self::Off,
+            cli::StackReuse::On => Self::On,
+            cli::StackReuse::Check => Self::Check,
+        }
     }
 }
 

@@ -14,7 +14,6 @@ use std::{
 use aya::{
     Ebpf,
     maps::{MapData, RingBuf},
-    programs::PerfEvent,
 };
 use aya_log::EbpfLogger;
 use profiler_common::counter;
@@ -23,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::attach::CpuTimers;
 use super::batch::{Batch, RecordKind};
 use super::counters::Counters;
-use super::live::{CaptureError, SAMPLER};
+use super::sampler::Sampler;
 use crate::stats::{Count, Stats};
 
 /// How often the rings are emptied when no process event wakes the thread before.
@@ -38,6 +37,7 @@ const BATCH_BYTES: usize = 512 << 10;
 /// What the thread owns.
 pub(super) struct Drain {
     pub(super) ebpf: Ebpf,
+    pub(super) sampler: Sampler,
     pub(super) timers: CpuTimers,
     pub(super) hz: u32,
     pub(super) samples: RingBuf<MapData>,
@@ -64,7 +64,7 @@ impl Drain {
             let stopping = self.wait(DRAIN_PAUSE, false) || self.wait(DRAIN_PERIOD, true);
             if stopping {
                 // Nothing is sampled after this, so this drain is the last.
-                if let Ok(program) = sampler(&mut self.ebpf) {
+                if let Ok(program) = self.sampler.program(&mut self.ebpf) {
                     self.timers.stop(program);
                 }
             }
@@ -168,8 +168,10 @@ impl Drain {
     fn follow_cpus(&mut self) {
         let (timers, hz) = (&mut self.timers, self.hz);
         let before = timers.len();
-        let followed =
-            sampler(&mut self.ebpf).and_then(|program| timers.follow_online(program, hz));
+        let followed = self
+            .sampler
+            .program(&mut self.ebpf)
+            .and_then(|program| timers.follow_online(program, hz));
         match followed {
             Ok(failed) => {
                 for (cpu, error) in failed {
@@ -185,11 +187,4 @@ impl Drain {
             Err(error) => tracing::debug!(%error, "cannot look for CPUs that came online"),
         }
     }
-}
-
-/// The program that takes the samples.
-pub(super) fn sampler(ebpf: &mut Ebpf) -> Result<&mut PerfEvent, CaptureError> {
-    ebpf.program_mut(SAMPLER)
-        .and_then(|program| program.try_into().ok())
-        .ok_or(CaptureError::NoSuchProgram(SAMPLER))
 }

@@ -25,16 +25,15 @@ use super::attach::CpuTimers;
 use super::batch::{Batch, Next};
 use super::control::Control;
 use super::counters::Counters;
-use super::drain::{Drain, sampler};
+use super::drain::Drain;
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
-use super::object::{self, Settings};
+use super::object::{self, Settings, StackReuse};
+use super::sampler::Sampler;
 use super::support;
 use crate::clock::boot_now;
 use crate::decode::{BootTime, Pid};
 use crate::stats::Stats;
 
-/// The program that takes the samples.
-pub(super) const SAMPLER: &str = "on_cpu";
 /// The programs that follow processes, and their raw tracepoints.
 const FOLLOWERS: [(&str, &str); 3] = [
     ("on_exec", "sched_process_exec"),
@@ -53,6 +52,10 @@ pub struct CaptureConfig {
     pub targets: Option<Vec<Pid>>,
     /// Show the BPF programs' diagnostics in the log.
     pub bpf_log: bool,
+    /// How to walk stacks; `None`: as this kernel can.
+    pub sampler: Option<Sampler>,
+    /// Whether a thread's last stack is reused.
+    pub reuse: StackReuse,
 }
 
 impl CaptureConfig {
@@ -164,6 +167,7 @@ impl Capture {
             has_task_pt_regs: support::has_task_pt_regs(),
             log: config.bpf_log,
             samples_ring_bytes: ring_bytes(config.hz, cpus),
+            reuse: config.reuse,
         })?;
 
         let mut control =
@@ -179,11 +183,12 @@ impl Capture {
         for (name, tracepoint) in FOLLOWERS {
             follow(&mut ebpf, name, tracepoint)?;
         }
-        let program = sampler(&mut ebpf)?;
-        program.load().map_err(|source| CaptureError::Program { name: SAMPLER, source })?;
+        let sampler = config.sampler.unwrap_or_else(Sampler::for_this_kernel);
+        sampler.load(&mut ebpf)?;
+        let program = sampler.program(&mut ebpf)?;
         let sampler_fd = program
             .fd()
-            .map_err(|source| CaptureError::Program { name: SAMPLER, source })?
+            .map_err(|source| CaptureError::Program { name: sampler.name(), source })?
             .as_fd()
             .try_clone_to_owned()
             .map_err(CaptureError::Thread)?;
@@ -199,6 +204,7 @@ impl Capture {
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(thread_error)?;
         let drain = Drain {
             ebpf,
+            sampler,
             timers,
             hz: config.hz,
             samples,

@@ -14,8 +14,11 @@ mod attach;
 mod btf;
 mod drain;
 mod object;
+mod sampler;
 
 pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
+pub use object::StackReuse;
+pub use sampler::Sampler;

@@ -156,6 +156,9 @@ pub enum UserStack {
     Unmapped,
     /// In code without unwind information, at a frame pointer that leads nowhere.
     NoFramePointer,
+    /// In code without unwind information, at a frame pointer of zero: by convention the outermost
+    /// frame.
+    ZeroFramePointer,
     /// At a part of the stack that cannot be read.
     Unreadable,
     /// At an unwind rule that cannot be followed.

@@ -109,7 +109,13 @@ pub async fn record(
 
     let stats = Arc::new(Stats::default());
     let start = StartConfig {
-        capture: CaptureConfig { hz: config.hz, targets, bpf_log: config.bpf_log },
+        capture: CaptureConfig {
+            hz: config.hz,
+            targets,
+            bpf_log: config.bpf_log,
+            sampler: config.sampler,
+            reuse: config.reuse,
+        },
         scope: config.outputs.span_scope,
         window: None,
         recorder,

@@ -10,7 +10,7 @@ use profiler_common::{
         USER_STACK_BAD_STEP, USER_STACK_COMPAT, USER_STACK_COMPLETE, USER_STACK_KERNEL_THREAD,
         USER_STACK_NO_FRAME_POINTER, USER_STACK_NO_REGISTERS, USER_STACK_TRUNCATED,
         USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED, USER_STACK_UNREADABLE,
-        USER_STACK_UNSUPPORTED_RULE,
+        USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
     },
     span::SpanHeader,
 };
@@ -114,6 +114,7 @@ fn user_stack(value: u8) -> Result<UserStack, DecodeError> {
         USER_STACK_UNREADABLE => UserStack::Unreadable,
         USER_STACK_UNSUPPORTED_RULE => UserStack::UnsupportedRule,
         USER_STACK_BAD_STEP => UserStack::BadStep,
+        USER_STACK_ZERO_FRAME_POINTER => UserStack::ZeroFramePointer,
         value => return Err(DecodeError::Unknown { field: "user_stack", value: value.into() }),
     })
 }
