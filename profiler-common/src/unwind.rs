@@ -160,8 +160,10 @@ pub const SAVED_RA_IN_REGISTER: u8 = 2;
 pub const SAVED_LINK: u8 = 3;
 /// The frame pointer is at CFA + `saved_offset`, the return address 8 bytes above (aarch64).
 pub const SAVED_PAIR: u8 = 4;
-/// The return address is at CFA + `saved_offset`, the frame pointer is what it was (aarch64).
+/// The return address is at CFA + `saved_offset`, the frame pointer is what it was.
 pub const SAVED_RA_AT: u8 = 5;
+/// The return address is at CFA - 8, the frame pointer is somewhere else (x86-64).
+pub const SAVED_RA_FP_LOST: u8 = 6;
 
 impl Rule {
     /// The rule of code without unwind information.

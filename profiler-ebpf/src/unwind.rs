@@ -11,7 +11,7 @@ use profiler_common::sample::{
 use profiler_common::unwind::{
     CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_PLT, CFA_REGISTER, CFA_SIGNAL,
     CFA_SP, CFA_STOP, MAPPING_TABLE, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA, SAVED_RA_AT,
-    SAVED_RA_FP, SAVED_RA_IN_REGISTER,
+    SAVED_RA_FP, SAVED_RA_FP_LOST, SAVED_RA_IN_REGISTER,
 };
 
 use crate::machine::Machine;
@@ -179,6 +179,9 @@ fn saved_registers<P: Process>(
     if rule.saved == SAVED_RA_FP || rule.saved == SAVED_PAIR {
         let Some(fp) = process.word(slot) else { return USER_STACK_UNREADABLE };
         at.fp = fp;
+    }
+    if rule.saved == SAVED_RA_FP_LOST {
+        at.fp = NOWHERE;
     }
     if rule.saved == SAVED_PAIR {
         return_address = slot.wrapping_add(8);

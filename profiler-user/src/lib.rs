@@ -14,6 +14,7 @@ pub mod stats;
 pub mod decode;
 pub mod clock;
 pub mod process;
+pub mod unwind;
 pub mod capture;
 pub mod attribute;
 pub mod aggregate;
