@@ -159,7 +159,9 @@ fn why_it_ends(stack: UserStack) -> Option<Unresolved> {
     })
 }
 
-fn location(frame: Frame, process: &Process) -> Location {
+/// Where an address belongs, in this process.
+#[must_use]
+pub fn location(frame: Frame, process: &Process) -> Location {
     let at = match frame {
         Frame::Kernel(address) => return Location::Kernel(address.lookup()),
         Frame::User(address) => address.lookup(),

@@ -18,6 +18,9 @@ const ENVIRONMENT_MAX: u64 = 128 << 10;
 /// `stat` has some 50 numbers and a name of 16 bytes.
 const STAT_MAX: u64 = 4096;
 
+/// `TASK_COMM_LEN` is 16.
+const COMM_MAX: u64 = 64;
+
 /// `status` has some 60 lines; those of groups and CPUs can be long.
 const STATUS_MAX: u64 = 256 << 10;
 
@@ -71,6 +74,32 @@ impl Proc {
             next += 1;
         }
         Ok(found)
+    }
+
+    /// The threads of a process, in no order; none if it is gone.
+    #[must_use]
+    pub fn threads(&self, pid: Pid) -> Vec<u32> {
+        self.process(pid).map(|process| process.threads()).unwrap_or_default()
+    }
+
+    /// What the kernel calls a thread.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn thread_name(&self, pid: Pid, tid: u32) -> io::Result<String> {
+        let mut name = Vec::new();
+        self.process(pid)?.read(&format!("task/{tid}/comm"), COMM_MAX, &mut name)?;
+        Ok(String::from_utf8_lossy(name.trim_ascii_end()).into_owned())
+    }
+
+    /// The memory of a process, as it is now: after an `exec` there is nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or reading it is not permitted.
+    pub fn memory(&self, pid: Pid) -> io::Result<File> {
+        self.process(pid)?.memory()
     }
 
     /// Takes hold of a process: what is read through it is of this very process, also if the

@@ -57,6 +57,11 @@ impl JitNames {
         self.round = self.round.wrapping_add(1);
     }
 
+    /// The next read of a perf map is one from its start.
+    pub(super) fn forget(&mut self, id: JitId) {
+        self.maps.remove(&id);
+    }
+
     /// The functions at these addresses of one process.
     pub(super) fn names(
         &mut self,

@@ -185,6 +185,17 @@ impl Symbolizer {
         names
     }
 
+    /// Reads a perf map as a window with code of it would, and says what was in it.
+    pub fn read_perf_map(&mut self, map: JitId) -> PerfMapStats {
+        let before = std::mem::take(&mut self.jit.stats);
+        let end = Instant::now() + self.service.config.window_budget;
+        self.jit.forget(map);
+        self.jit.begin_window();
+        // Without addresses there are no names.
+        drop(self.jit.names(map, &[], end));
+        std::mem::replace(&mut self.jit.stats, before)
+    }
+
     /// From now on, how long the names of one window may take.
     pub fn set_window_budget(&mut self, budget: Duration) {
         self.service.config.window_budget = budget;
