@@ -40,6 +40,7 @@ impl std::fmt::Display for Missing {
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
 /// | `Node` | the path of Node.js |
+/// | `Gdb` | the path of the GNU debugger |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 ///
 /// A test that returns a value names it: `require!(Root, Ok(()))`.
@@ -87,6 +88,9 @@ macro_rules! require_one {
     };
     (Node) => {
         $crate::require::program("node")
+    };
+    (Gdb) => {
+        $crate::require::program("gdb")
     };
     (CpuHotplug) => {
         $crate::require::cpu_hotplug()
