@@ -65,6 +65,10 @@ pub const USER_STACK_BAD_STEP: u8 = 10;
 /// `SampleHeader::user_stack`: the last frame has no unwind information, and its frame pointer is
 /// zero: by convention the outermost frame, if the code keeps to it.
 pub const USER_STACK_ZERO_FRAME_POINTER: u8 = 11;
+/// `SampleHeader::user_stack`: all but the first frame is wrong: they were found with the mappings
+/// of a program that the process did not run any more. Never written in the kernel, which cannot
+/// know.
+pub const USER_STACK_STALE: u8 = 12;
 
 /// `SampleHeader::span`: a valid record follows.
 pub const SPAN_READ: u8 = 0;

@@ -10,7 +10,7 @@
 
 use profiler_common::sample::{USER_FRAMES_MAX, USER_STACK_COMPLETE, USER_STACK_TRUNCATED};
 use profiler_ebpf::bounded::bounded;
-use profiler_ebpf::unwind::{Cursor, DEPENDS_ON_MORE, DEPENDS_ON_RETURN_ADDRESS};
+use profiler_ebpf::unwind::{Cursor, DEPENDS_ON_MORE, DEPENDS_ON_RETURN_ADDRESS, GO_ON};
 
 use crate::maps::{REMEMBERED, SCRATCH_WORDS, Scratch, WINDOW_WORDS};
 use crate::stack::{Tables, copy_stack};
@@ -129,7 +129,7 @@ pub(crate) unsafe extern "C" fn same_frames(_index: u32, tables: *mut Tables) ->
     // SAFETY: as above.
     let remembered = unsafe { &*tables.remembered };
     let mut index = load(&raw const scratch.walk.remembered);
-    let mut outcome = 0;
+    let mut outcome = GO_ON;
     for _ in 0..AT_A_TIME {
         if scratch.walk.frames() >= USER_FRAMES_MAX as u64 {
             outcome = USER_STACK_TRUNCATED;
@@ -152,10 +152,10 @@ pub(crate) unsafe extern "C" fn same_frames(_index: u32, tables: *mut Tables) ->
         index += 1;
     }
     keep(&mut scratch.walk.remembered, index);
-    if outcome != 0 {
+    if outcome != GO_ON {
         keep(&mut scratch.walk.outcome, u64::from(outcome));
     }
-    i64::from(outcome != 0)
+    i64::from(outcome != GO_ON)
 }
 
 /// Whether the words that `caller` was made from are still the same.

@@ -61,6 +61,8 @@ pub enum Unresolved {
     UnsupportedRule,
     /// The unwind information is wrong: the caller would be further down the stack.
     BadStep,
+    /// The process had begun to run another program, and the stack was walked as the old one's.
+    Stale,
 }
 
 impl Unresolved {
@@ -80,6 +82,7 @@ impl Unresolved {
             Self::StackUnreadable => "[stack unreadable]",
             Self::UnsupportedRule => "[unsupported unwind rule]",
             Self::BadStep => "[wrong unwind information]",
+            Self::Stale => "[program had changed]",
         }
     }
 }
@@ -123,7 +126,7 @@ pub enum SpanScope {
 #[must_use]
 pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> AttributedSample {
     let mut stack: Vec<Location> =
-        sample.frames.iter().map(|&frame| location(frame, process)).collect();
+        right_frames(sample).iter().map(|&frame| location(frame, process)).collect();
     // Why a stack ends early is a frame itself: it shows where a reader looks.
     stack.extend(why_it_ends(sample.user_stack).map(Location::Unresolved));
     // A process that was gone before it was read still has the name that the kernel gave it.
@@ -138,6 +141,17 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
         stack: stack.into(),
         span: sample.span.as_ref().ok().map(|span| span_label(span, process, scope)),
         value: sample.value,
+    }
+}
+
+/// The frames of a sample, without those that were found in a wrong way.
+fn right_frames(sample: &Sample) -> &[Frame] {
+    let is_user = |frame: &Frame| matches!(frame, Frame::User(_));
+    match sample.frames.iter().position(is_user) {
+        Some(first) if sample.user_stack == UserStack::Stale => {
+            sample.frames.get(..=first).unwrap_or_default()
+        }
+        _ => &sample.frames,
     }
 }
 
@@ -156,6 +170,7 @@ fn why_it_ends(stack: UserStack) -> Option<Unresolved> {
         UserStack::Unreadable => Unresolved::StackUnreadable,
         UserStack::UnsupportedRule => Unresolved::UnsupportedRule,
         UserStack::BadStep => Unresolved::BadStep,
+        UserStack::Stale => Unresolved::Stale,
     })
 }
 
@@ -317,6 +332,22 @@ mod tests {
             cut.user_stack = stack;
             check_stack(&cut, &process(), &unresolved(reason));
         }
+    }
+
+    #[test]
+    fn of_a_stale_stack_the_first_frame_stays() {
+        let mut stale = sample(vec![
+            Frame::Kernel(CodeAddress::Instruction(Addr(0xffff_0000))),
+            at(0x1000),
+            back_to(0x1010),
+        ]);
+        stale.user_stack = UserStack::Stale;
+        let expected = [
+            Location::Kernel(Addr(0xffff_0000)),
+            Location::Elf { elf: ElfId(7), file_offset: 0x100 },
+            Location::Unresolved(Unresolved::Stale),
+        ];
+        check_stack(&stale, &process(), &expected);
     }
 
     #[test]

@@ -71,6 +71,16 @@ pub struct Sampling {
     /// Show the diagnostics of the BPF programs in the log
     #[arg(long)]
     pub bpf_log: bool,
+    /// The most memory that unwind tables may take, in MiB. Files that there is no room for are
+    /// walked by frame pointer
+    #[arg(
+        long,
+        value_name = "MIB",
+        default_value_t = 256,
+        env = "SPANPROF_MAX_UNWIND_MIB",
+        value_parser = clap::value_parser!(u32).range(8..=512)
+    )]
+    pub max_unwind_mib: u32,
     /// The BPF program that samples, where it is not to be the one that this kernel can run
     #[arg(long, hide = true, value_enum)]
     pub bpf_sampler: Option<BpfSampler>,

@@ -99,6 +99,8 @@ pub struct RecordConfig {
     pub sampler: Option<Sampler>,
     /// Whether a thread's last stack is reused.
     pub reuse: StackReuse,
+    /// What the maps of unwinding may take together, in bytes.
+    pub unwind_memory_max: u64,
 }
 
 /// What `record` and `replay` write.
@@ -138,6 +140,7 @@ impl RecordConfig {
             bpf_log: sampling.bpf_log,
             sampler: sampling.bpf_sampler.map(Sampler::from),
             reuse: sampling.stack_reuse.into(),
+            unwind_memory_max: u64::from(sampling.max_unwind_mib) << 20,
         })
     }
 }
@@ -227,6 +230,7 @@ impl RunConfig {
                 bpf_log: typed.sampling.bpf_log,
                 sampler: typed.sampling.bpf_sampler.map(Sampler::from),
                 reuse: typed.sampling.stack_reuse.into(),
+                unwind_memory_max: u64::from(typed.sampling.max_unwind_mib) << 20,
             },
             span_scope: typed.span_scope.into(),
             window,

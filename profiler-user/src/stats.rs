@@ -44,6 +44,9 @@ counts! {
     LostMalformed => "lost_malformed",
     /// Samples whose span record has ids of zero: no span. They are not lost.
     SpanIdsZero => "span_ids_zero",
+    /// Samples whose user stack was walked with the mappings of a program that did not run any
+    /// more: only the first frame is kept. They are not lost.
+    UserStackStale => "user_stack_stale",
     /// Samples that went into a window.
     SamplesAggregated => "samples_aggregated",
     /// Samples lost: the finishing thread was behind and a whole window was dropped.

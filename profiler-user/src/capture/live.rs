@@ -24,6 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::attach::CpuTimers;
 use super::batch::{Batch, Next};
 use super::control::Control;
+use super::control::unwind_maps::{self, UnwindMaps};
 use super::counters::Counters;
 use super::drain::Drain;
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
@@ -56,6 +57,8 @@ pub struct CaptureConfig {
     pub sampler: Option<Sampler>,
     /// Whether a thread's last stack is reused.
     pub reuse: StackReuse,
+    /// What the maps of unwinding may take together, in bytes.
+    pub unwind_memory_max: u64,
 }
 
 impl CaptureConfig {
@@ -118,6 +121,9 @@ pub enum CaptureError {
     /// A thread or a descriptor of our own.
     #[error("cannot start the draining thread")]
     Thread(#[source] io::Error),
+    /// The memory of the maps of unwinding.
+    #[error("cannot map the maps of unwinding")]
+    UnwindMaps(#[source] io::Error),
     /// A target did not fit.
     #[error(transparent)]
     Target(#[from] super::control::ControlError),
@@ -140,6 +146,8 @@ pub struct Started {
     pub capture: Capture,
     /// The way back.
     pub control: Control,
+    /// The maps of unwinding.
+    pub unwind_maps: UnwindMaps,
     /// The books.
     pub counters: Arc<Counters>,
     /// No sample is older.
@@ -175,6 +183,8 @@ impl Capture {
         for &pid in config.targets.iter().flatten() {
             control.add_target(pid)?;
         }
+        let unwind_maps = UnwindMaps::new(unwind_maps(&mut ebpf)?, config.unwind_memory_max)
+            .map_err(CaptureError::UnwindMaps)?;
         let counters = take_map(&mut ebpf, "COUNTERS")?;
         let samples = take_map(&mut ebpf, "SAMPLES")?;
         let events = take_map(&mut ebpf, "PROCESS_EVENTS")?;
@@ -223,7 +233,7 @@ impl Capture {
             .spawn(move || drain.run())
             .map_err(CaptureError::Thread)?;
         let capture = Self { batches, stop, drain: Some(drain), has_panicked: false };
-        Ok(Started { capture, control, counters, since })
+        Ok(Started { capture, control, unwind_maps, counters, since })
     }
 
     /// After the end: whether it was no end but a panic of the draining thread.
@@ -288,6 +298,16 @@ where
 {
     let map = ebpf.take_map(name).ok_or(CaptureError::NoSuchMap { name, source: None })?;
     M::try_from(map).map_err(|source| CaptureError::NoSuchMap { name, source: Some(source) })
+}
+
+fn unwind_maps(ebpf: &mut Ebpf) -> Result<unwind_maps::Maps, CaptureError> {
+    let mut array = |name| match ebpf.take_map(name) {
+        Some(Map::Array(map)) => Ok(map),
+        _ => Err(CaptureError::NoSuchMap { name, source: None }),
+    };
+    let (mappings, pages, rules) = (array("MAPPINGS")?, array("PAGES")?, array("RULES")?);
+    let (processes, rows) = (take_map(ebpf, "PROCESSES")?, take_map(ebpf, "ROWS")?);
+    Ok(unwind_maps::Maps { processes, mappings, pages, rules, rows })
 }
 
 fn start_log(ebpf: &mut Ebpf) -> Option<EbpfLogger<&'static dyn log::Log>> {

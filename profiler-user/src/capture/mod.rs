@@ -18,6 +18,7 @@ mod sampler;
 
 pub use batch::{Batch, Next, RecordKind};
 pub use control::Control;
+pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
 pub use object::StackReuse;

@@ -4,7 +4,7 @@
 
 mod record;
 
-pub use record::{DecodeError, process_event, sample};
+pub use record::{DecodeError, process_event, sample, stale};
 
 use std::sync::Arc;
 
@@ -165,6 +165,8 @@ pub enum UserStack {
     UnsupportedRule,
     /// At an unwind rule that leads down the stack.
     BadStep,
+    /// It was walked with the mappings of another program: only its first frame is right.
+    Stale,
 }
 
 /// A thread's OTEP 4947 record.

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::time::Instant;
 
 use profiler_common::unwind::GRANULE_WORDS;
@@ -11,7 +10,7 @@ use serde::Serialize;
 
 use super::error_text;
 use crate::process::{Backing, ElfId, ElfRegistry, Process};
-use crate::unwind::{BuildError, Limits, ReadAt, Source, TableStats, UnwindTable, build};
+use crate::unwind::{BuildError, Limits, Source, TableStats, UnwindTable, build};
 
 /// What is known of a file.
 #[derive(Debug, Serialize)]
@@ -106,7 +105,7 @@ pub(super) fn report(
 ) -> (FileReport, Result<UnwindTable, NoTable>) {
     let begin = Instant::now();
     let built = match file {
-        Some(file) => build(&OpenFile(file), &Limits::default()),
+        Some(file) => build(file, &Limits::default()),
         None => Err(BuildError::Unreadable(io::ErrorKind::NotFound.into())),
     };
     let build_us = begin.elapsed().as_micros();
@@ -135,12 +134,4 @@ fn bytes(table: &UnwindTable) -> usize {
     let words = table.row_count().saturating_add(table.page_count().saturating_mul(GRANULE_WORDS));
     let pages = table.page_count().saturating_mul(size_of::<u64>());
     words.saturating_mul(size_of::<u32>()).saturating_add(pages)
-}
-
-struct OpenFile<'a>(&'a File);
-
-impl ReadAt for OpenFile<'_> {
-    fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(to, offset)
-    }
 }

@@ -135,9 +135,10 @@ impl Walker<'_> {
             Err(NoTable::TooLarge) => return without_rule(MAPPING_OVER_LIMIT),
             Err(NoTable::Unreadable) => return without_rule(MAPPING_UNREADABLE),
         };
-        match table.bias(mapping.start, mapping.end, mapping.file_offset) {
-            Some(bias) => {
-                let address = pc.wrapping_sub(bias).wrapping_add(table.first_address());
+        let len = mapping.end.saturating_sub(mapping.start);
+        match table.layout().address_of(len, mapping.file_offset) {
+            Some(begin) => {
+                let address = begin.wrapping_add(pc.wrapping_sub(mapping.start));
                 Lookup { kind: MAPPING_TABLE, rule: table.lookup(address).to_bits() }
             }
             None => without_rule(MAPPING_NO_TABLE),

@@ -2,6 +2,7 @@
 //! finds out of processes goes back to the kernel.
 
 use std::{
+    collections::HashSet,
     io::{self, BufWriter},
     sync::{
         Arc,
@@ -10,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::unwinding::{Fact, UnwindStats, Unwinding};
 use crate::aggregate::{Aggregator, Window};
-use crate::attribute::{SpanScope, attribute};
+use crate::attribute::{Location, SpanScope, attribute};
 use crate::capture::{Batch, Capture, Control, Next, RecordKind};
 use crate::clock::{boot_now, unix_now};
-use crate::decode::{self, BootTime, Frame, NoSpan};
+use crate::decode::{self, BootTime, Frame, NoSpan, UserStack};
 use crate::export::file::AtomicFile;
-use crate::process::{ControlFact, Process, ProcessTable, TableStats, Unreadable};
+use crate::process::{ControlFact, ElfId, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
 use crate::stats::{Count, Stats};
 
@@ -24,6 +26,9 @@ use crate::stats::{Count, Stats};
 const TICK_MIN: Duration = Duration::from_millis(5);
 /// And at least.
 const TICK_MAX: Duration = Duration::from_millis(100);
+
+/// How often the files that samples were in are told.
+const USED_EVERY: Duration = Duration::from_secs(1);
 
 /// A difference between the clocks that is no slow drift any more, but a step.
 const CLOCK_STEP_NS: u64 = 100_000_000;
@@ -35,6 +40,8 @@ pub struct Collected {
     pub window: Window,
     /// Counters since the start.
     pub process: TableStats,
+    /// And those of unwinding.
+    pub unwind: UnwindStats,
 }
 
 /// A recorded file under way.
@@ -46,6 +53,10 @@ pub struct Collector {
     pub table: ProcessTable,
     /// The way back to the kernel.
     pub control: Control,
+    /// And the one of unwind tables.
+    pub unwinding: Unwinding,
+    /// Files that samples were in since the last time that was told.
+    pub used: UsedFiles,
     /// Which span a sample is charged to.
     pub scope: SpanScope,
     /// The books.
@@ -60,6 +71,19 @@ pub struct Collector {
     pub since: BootTime,
     /// Where the window before ended on the wall clock.
     pub previous_end_unix_ns: Option<i64>,
+}
+
+/// Files that samples were in.
+#[derive(Debug)]
+pub struct UsedFiles {
+    files: HashSet<ElfId>,
+    told: Instant,
+}
+
+impl Default for UsedFiles {
+    fn default() -> Self {
+        Self { files: HashSet::new(), told: Instant::now() }
+    }
 }
 
 /// The recorded file, if there is one, or the first error in writing it.
@@ -80,6 +104,7 @@ impl Collector {
         windows: &SyncSender<Collected>,
     ) -> io::Result<Ended> {
         let mut window_end = length.map(|length| Instant::now() + length);
+        self.tell_kernel(false);
         loop {
             let tick = Instant::now() + self.until_due();
             match capture.next(window_end.map_or(tick, |end| end.min(tick))) {
@@ -130,7 +155,7 @@ impl Collector {
     }
 
     fn take_sample(&mut self, record: &[u8]) {
-        let sample = match decode::sample(record) {
+        let mut sample = match decode::sample(record) {
             Ok(sample) => sample,
             Err(error) => {
                 tracing::error!(%error, "a sample cannot be read");
@@ -149,12 +174,25 @@ impl Collector {
             self.stats.add(Count::SpanIdsZero, 1);
         }
         self.table.refresh(sample.pid, sample.at, &addresses);
-        let process = self.table.view(sample.pid, sample.at).map_or_else(
-            || Arc::new(Process::not_read(sample.pid, Some(Unreadable::NotRead))),
-            Arc::clone,
-        );
-        self.record(record, &process);
+        let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
+            Some((process, stale)) => (Arc::clone(process), stale),
+            None => {
+                let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
+                (Arc::new(unread), false)
+            }
+        };
+        if stale {
+            self.stats.add(Count::UserStackStale, 1);
+            sample.user_stack = UserStack::Stale;
+            self.record(&decode::stale(record), &process);
+        } else {
+            self.record(record, &process);
+        }
         let attributed = attribute(&sample, &process, self.scope);
+        self.used.files.extend(attributed.stack.iter().filter_map(|location| match location {
+            Location::Elf { elf, .. } => Some(*elf),
+            _ => None,
+        }));
         let count = match self.aggregator.add(attributed) {
             Ok(()) => Count::SamplesAggregated,
             Err(_full) => Count::LostWindowFull,
@@ -174,6 +212,22 @@ impl Collector {
     /// Lets the table look at processes, and tells the kernel what it found.
     fn tick(&mut self) {
         self.table.tick(boot_now());
+        self.tell_kernel(true);
+        if self.used.told.elapsed() >= USED_EVERY && !self.used.files.is_empty() {
+            self.used.told = Instant::now();
+            let used = self.used.files.drain().collect();
+            self.tell_unwinding(Fact::Used(used));
+        }
+    }
+
+    /// `is_new`: what it is told of are processes that run now, not those that were found at first.
+    fn tell_kernel(&mut self, is_new: bool) {
+        for (pid, snapshot) in self.table.take_mappings() {
+            self.tell_unwinding(match snapshot {
+                Some(snapshot) => Fact::Mappings { pid, snapshot, is_new },
+                None => Fact::Forget { pid },
+            });
+        }
         for fact in self.table.take_control() {
             let told = match fact {
                 ControlFact::SetSlot { pid, slot } => self.control.set_slot(pid, slot),
@@ -183,6 +237,13 @@ impl Collector {
             if let Err(error) = told {
                 tracing::warn!(error = &error as &dyn std::error::Error, "no spans of a process");
             }
+        }
+    }
+
+    /// What is lost here is told again when a sample meets it.
+    fn tell_unwinding(&self, fact: Fact) {
+        if !self.unwinding.tell(fact) {
+            tracing::debug!("the publisher of unwind tables is behind");
         }
     }
 
@@ -211,7 +272,7 @@ impl Collector {
             .unwrap_or(on_the_wall);
         self.previous_end_unix_ns = Some(start_unix_ns.saturating_add(duration_ns));
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
-        Collected { window, process: self.table.stats().clone() }
+        Collected { window, process: self.table.stats().clone(), unwind: self.unwinding.stats() }
     }
 }
 

@@ -115,6 +115,7 @@ pub async fn record(
             bpf_log: config.bpf_log,
             sampler: config.sampler,
             reuse: config.reuse,
+            unwind_memory_max: config.unwind_memory_max,
         },
         scope: config.outputs.span_scope,
         window: None,
@@ -190,7 +191,7 @@ fn finish(
     counters: &Counters,
     stats: &Stats,
 ) -> Result<Finished, RecordError> {
-    let Collected { window, process } = collected;
+    let Collected { window, process, unwind } = collected;
     let mut symbolizer =
         Symbolizer::new(SymbolizerConfig::new(config.inline)).with_perf_maps(perf_maps);
     let names = outputs::names(&mut symbolizer, &window, elfs);
@@ -224,6 +225,7 @@ fn finish(
     stats.add(count, window.samples() - no_value);
     let books = Books::new(kernel, stats, 0)
         .with("process", &process)
+        .with("unwind", &unwind)
         .with("symbolize", &symbolizer.stats())
         .with("sampler", &counters.cost()?)
         .with("agent", &OwnCost::until_now());

@@ -17,6 +17,7 @@ use super::collect::Collected;
 use super::outputs;
 use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError, join};
+use super::unwinding::UnwindStats;
 use crate::aggregate::{Group, Window};
 use crate::capture::Counters;
 use crate::config::RunConfig;
@@ -92,6 +93,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         counters,
         stats,
         process: TableStats::default(),
+        unwind: UnwindStats::default(),
         stopping: Arc::clone(&stopping),
     };
     // A thread of its own: the symbolizing worker lives as long as the thread that started it.
@@ -134,6 +136,7 @@ struct Finisher {
     counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
+    unwind: UnwindStats,
     /// The span names of each service that are a series of their own, if any are.
     span_names: Option<AdmittedNames>,
     /// It is time to end: names have to come soon or not at all.
@@ -142,8 +145,9 @@ struct Finisher {
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
-        for Collected { window, process } in windows {
+        for Collected { window, process, unwind } in windows {
             self.process = process;
+            self.unwind = unwind;
             if self.stopping.load(Ordering::Relaxed) {
                 self.symbolizer.set_window_budget(LAST_NAMES);
             }
@@ -195,6 +199,7 @@ impl Finisher {
         let symbolize: SymbolizeStats = self.symbolizer.stats();
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("process", &self.process)
+            .with("unwind", &self.unwind)
             .with("symbolize", &symbolize)
             .with("sampler", &self.counters.cost()?)
             .with("agent", &OwnCost::until_now()))

@@ -10,7 +10,8 @@ use std::{
     time::Duration,
 };
 
-use super::collect::{Collected, Collector, Ended, Recorder};
+use super::collect::{Collected, Collector, Ended, Recorder, UsedFiles};
+use super::unwinding::Unwinding;
 use crate::aggregate::Aggregator;
 use crate::attribute::SpanScope;
 use crate::capture::live::{Started, Stop};
@@ -74,7 +75,7 @@ impl Running {
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
         let StartConfig { capture: wanted, scope, window, recorder } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
-        let Started { capture, mut control, counters, since } =
+        let Started { capture, mut control, unwind_maps, counters, since } =
             Capture::start(&wanted, Arc::clone(stats))?;
         let proc = Proc::default();
         if let Some(targets) = &wanted.targets {
@@ -88,10 +89,13 @@ impl Running {
             .map_err(StartError::Processes)?;
         let elfs = table.elfs().clone();
         let perf_maps = table.perf_maps().clone();
+        let unwinding = Unwinding::start(unwind_maps, elfs.clone()).map_err(StartError::Thread)?;
         let stop = capture.stop_handle().map_err(StartError::Thread)?;
         let collector = Collector {
             table,
             control,
+            unwinding,
+            used: UsedFiles::default(),
             scope,
             stats: Arc::clone(stats),
             period_ns: wanted.period_ns(),

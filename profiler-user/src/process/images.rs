@@ -17,16 +17,18 @@ pub(super) struct Images {
 #[derive(Debug)]
 struct Image {
     from: BootTime,
+    /// Which of the programs that the process ran one after another.
+    program: u64,
     process: Arc<Process>,
 }
 
 impl Images {
     /// From now on, this is known. What was said to hold from later on does not.
-    pub(super) fn push(&mut self, from: BootTime, process: Arc<Process>) {
+    pub(super) fn push(&mut self, from: BootTime, program: u64, process: Arc<Process>) {
         while self.list.back().is_some_and(|image| image.from >= from) {
             self.list.pop_back();
         }
-        self.list.push_back(Image { from, process });
+        self.list.push_back(Image { from, program, process });
     }
 
     /// Replaces the newest; from when on it holds stays.
@@ -43,8 +45,25 @@ impl Images {
 
     /// What held at a time; before all of them, the oldest.
     pub(super) fn at(&self, at: BootTime) -> Option<&Arc<Process>> {
+        self.image_at(at).map(|image| &image.process)
+    }
+
+    /// What a stack was walked with that was sampled at a time, and whether that was wrong: the
+    /// mappings of this epoch are those of another program.
+    pub(super) fn walked(&self, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
+        let then = self.image_at(at)?;
+        let of_epoch = |image: &&Image| image.process.snapshot.epoch() == epoch;
+        Some(match self.list.iter().find(of_epoch) {
+            Some(walked) if walked.program == then.program => (&walked.process, false),
+            Some(_) => (&then.process, true),
+            // Walked with none, or with mappings that it had from its parent.
+            None => (&then.process, false),
+        })
+    }
+
+    fn image_at(&self, at: BootTime) -> Option<&Image> {
         let found = self.list.iter().rev().find(|image| image.from <= at);
-        found.or(self.list.front()).map(|image| &image.process)
+        found.or(self.list.front())
     }
 
     /// Forgets what was replaced before a time, and all but the newest `max`.
@@ -80,17 +99,36 @@ mod tests {
         let mut images = Images::default();
         assert!(images.at(BootTime(1)).is_none());
         for (from, name) in [(10, "a"), (20, "b"), (30, "c")] {
-            images.push(BootTime(from), process(name));
+            images.push(BootTime(from), 0, process(name));
         }
         assert_eq!(names(&images, [0, 19, 20, 99]), ["a", "a", "b", "c"]);
-        images.push(BootTime(15), process("d"));
+        images.push(BootTime(15), 0, process("d"));
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(15), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(16), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["d", "d", "d", "d"]);
-        images.push(BootTime(40), process("e"));
+        images.push(BootTime(40), 0, process("e"));
         images.forget_replaced(BootTime(0), 1);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["e", "e", "e", "e"]);
+    }
+
+    #[test]
+    fn a_stack_belongs_to_the_mappings_that_it_was_walked_with() {
+        let mut images = Images::default();
+        let (a, b, c) = (process("a"), process("b"), process("c"));
+        images.push(BootTime(10), 1, Arc::clone(&a));
+        // The same program maps something else, then another one runs.
+        images.push(BootTime(20), 1, Arc::clone(&b));
+        images.push(BootTime(30), 2, Arc::clone(&c));
+        let walked = |at, process: &Process| {
+            let (found, stale) = images.walked(BootTime(at), process.snapshot.epoch()).unwrap();
+            (found.name.to_string(), stale)
+        };
+        assert_eq!(walked(25, &a), ("a".into(), false));
+        assert_eq!(walked(15, &b), ("b".into(), false));
+        assert_eq!(walked(35, &c), ("c".into(), false));
+        assert_eq!(walked(35, &b), ("c".into(), true));
+        assert_eq!(walked(25, &process("parent")), ("b".into(), false));
     }
 }

@@ -41,7 +41,7 @@ pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use span_slot::span_slot_of_file;
-pub use table::{ControlFact, ProcessTable, TableLimits};
+pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
 pub use table_stats::TableStats;
 pub use view::{Process, Unreadable};
 

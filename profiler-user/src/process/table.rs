@@ -20,7 +20,9 @@ use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::use_order::{Stamp, UseOrder};
-use super::{ElfLimits, ElfRegistry, PerfMapRegistry, Proc, Process, TableStats, Unreadable};
+use super::{
+    ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
+};
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 
 /// How long what was replaced, and a process that exited, is kept for samples that come late.
@@ -87,6 +89,9 @@ pub enum ControlFact {
     },
 }
 
+/// What is known of a process's mappings from now on: `None` if nothing is, or not any more.
+pub type MappingsFact = (Pid, Option<Arc<MappingSnapshot>>);
+
 /// The processes of the host.
 #[derive(Debug)]
 pub struct ProcessTable {
@@ -104,6 +109,8 @@ pub struct ProcessTable {
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
     pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
+    /// Processes that have other mappings since those were asked for last.
+    pub(super) mappings_changed: BTreeMap<Pid, Option<Arc<MappingSnapshot>>>,
     /// Processes that were seen to be gone since the BPF programs were told last.
     pub(super) gone: Vec<Pid>,
     pub(super) stats: TableStats,
@@ -181,6 +188,7 @@ impl ProcessTable {
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
             control: BTreeMap::new(),
+            mappings_changed: BTreeMap::new(),
             gone: Vec::new(),
             stats: TableStats::default(),
             generations: 0,
@@ -214,7 +222,7 @@ impl ProcessTable {
             ProcessEventKind::Exec => self.on_exec(pid, at),
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
-            ProcessEventKind::UnknownCode { address } => self.refresh(pid, at, &[address]),
+            ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
         }
     }
 
@@ -251,6 +259,13 @@ impl ProcessTable {
         self.processes.get(&pid)?.images.at(at)
     }
 
+    /// What a stack of a process was walked with, which was sampled at a time, and whether that was
+    /// wrong: it ran another program by then. `epoch` is that of the mappings, 0 if there were none.
+    #[must_use]
+    pub fn walked(&self, pid: Pid, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
+        self.processes.get(&pid)?.images.walked(at, epoch)
+    }
+
     /// The ELF files of all processes. Clones share them, and may go to another thread.
     #[must_use]
     pub fn elfs(&self) -> &ElfRegistry {
@@ -273,6 +288,11 @@ impl ProcessTable {
         let gone = self.gone.drain(..).map(|pid| ControlFact::Gone { pid });
         // What is gone goes first: its id may be another's already.
         gone.chain(slots).collect()
+    }
+
+    /// Whose mappings changed since the last call.
+    pub fn take_mappings(&mut self) -> impl Iterator<Item = MappingsFact> + use<> {
+        std::mem::take(&mut self.mappings_changed).into_iter()
     }
 
     /// What it did since it was made.
@@ -327,6 +347,18 @@ impl ProcessTable {
         self.schedule(Look::after_exit(pid, at, generation));
     }
 
+    /// The kernel side does not know what this table may know already: then it is told again.
+    fn on_unknown_code(&mut self, pid: Pid, at: BootTime, address: Addr) {
+        self.stats.unknown_code += 1;
+        self.refresh(pid, at, &[address]);
+        let newest = self.processes.get(&pid).and_then(|entry| entry.images.newest());
+        if let Some((_, newest)) = newest
+            && newest.snapshot.find(address).is_some()
+        {
+            self.mappings_changed.insert(pid, Some(Arc::clone(&newest.snapshot)));
+        }
+    }
+
     pub(super) fn schedule(&mut self, look: Look) {
         if !self.looks.add(look) {
             self.stats.looks_dropped += 1;
@@ -349,7 +381,7 @@ impl ProcessTable {
         self.processes.entry(pid).or_insert_with(|| {
             let mut images = Images::default();
             let process = Process::not_read(pid, Some(Unreadable::NotRead));
-            images.push(BootTime(0), Arc::new(process));
+            images.push(BootTime(0), 0, Arc::new(process));
             Entry {
                 images,
                 state: State::Unread,
@@ -368,6 +400,7 @@ impl ProcessTable {
 
     pub(super) fn forget(&mut self, pid: Pid) {
         self.clear_slot(pid);
+        self.mappings_changed.insert(pid, None);
         if let Some(entry) = self.processes.remove(&pid) {
             self.by_use.remove(entry.used);
             self.mappings = self.mappings.saturating_sub(entry.mappings);
@@ -383,7 +416,7 @@ impl ProcessTable {
     pub(super) fn push_image(&mut self, pid: Pid, from: BootTime, process: Arc<Process>) {
         let forget_before = BootTime(self.now.0.saturating_sub(KEPT));
         if let Some(entry) = self.processes.get_mut(&pid) {
-            entry.images.push(from, process);
+            entry.images.push(from, entry.generation, process);
             entry.images.forget_replaced(forget_before, IMAGES_MAX);
         }
         self.image_changed(pid);

@@ -278,12 +278,18 @@ impl ProcessTable {
         {
             entry.exited_at.get_or_insert(now);
             self.gone.push(pid);
+            self.mappings_changed.insert(pid, None);
         }
     }
 
     /// Counts the mappings of a process anew and makes room for them.
     pub(super) fn image_changed(&mut self, pid: Pid) {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
+        if let Some((_, newest)) = entry.images.newest() {
+            let known = !newest.snapshot.mappings().is_empty();
+            let snapshot = known.then(|| Arc::clone(&newest.snapshot));
+            self.mappings_changed.insert(pid, snapshot);
+        }
         let mappings = entry.images.mappings();
         self.mappings = self.mappings.saturating_sub(entry.mappings).saturating_add(mappings);
         entry.mappings = mappings;

@@ -9,6 +9,8 @@ pub struct TableStats {
     pub forks: u64,
     /// Exits reported.
     pub exits: u64,
+    /// Reports of code that the kernel side did not know.
+    pub unknown_code: u64,
     /// Looks for published spans and at exits that were taken.
     pub looks: u64,
     /// Looks that were not taken: too many were waiting.

@@ -22,7 +22,7 @@ pub use writer::Writer;
 use serde::{Deserialize, Serialize};
 
 /// How a recorded file begins; the number is the version of the format.
-pub const MAGIC: &[u8; 16] = b"spanprof-raw 1\n\0";
+pub const MAGIC: &[u8; 16] = b"spanprof-raw 2\n\0";
 
 /// The longest chunk that is written or read.
 const CHUNK_MAX: u32 = 256 << 20;

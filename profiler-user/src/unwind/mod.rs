@@ -13,7 +13,7 @@ mod rules;
 mod table;
 
 pub use build::build;
-pub use table::{LoadSegment, Source, TableStats, UnwindTable};
+pub use table::{LoadSegment, Source, TableStats, TextLayout, UnwindTable};
 
 use std::io;
 

@@ -65,15 +65,59 @@ pub struct TableStats {
     pub go: bool,
 }
 
+/// Where a file's text is, and where its pages begin.
+#[derive(Clone, Debug)]
+pub struct TextLayout {
+    segments: Vec<LoadSegment>,
+    /// The address of the first page, without its low 16 bits.
+    first_page: u64,
+}
+
+impl TextLayout {
+    /// The parts of the file that are mapped when it runs.
+    #[must_use]
+    pub fn segments(&self) -> &[LoadSegment] {
+        &self.segments
+    }
+
+    /// The address of the first page's first byte.
+    #[must_use]
+    pub fn first_address(&self) -> u64 {
+        self.first_page << PAGE_SHIFT
+    }
+
+    /// What to take from an address in a mapping to have the place in the table: page number and
+    /// offset. The mapping shows the file from `file_offset` on, and begins at `begin`.
+    ///
+    /// `None` if it shows no text of this file.
+    #[must_use]
+    pub fn bias(&self, begin: u64, end: u64, file_offset: u64) -> Option<u64> {
+        let address = self.address_of(end.saturating_sub(begin), file_offset)?;
+        Some(begin.wrapping_sub(address).wrapping_add(self.first_address()))
+    }
+
+    /// The address in the file's own terms of a mapping of `len` bytes from `file_offset` on.
+    #[must_use]
+    pub fn address_of(&self, len: u64, file_offset: u64) -> Option<u64> {
+        let file_end = file_offset.saturating_add(len);
+        // A mapping begins and ends at whole pages, a segment anywhere. Linkers make addresses and
+        // offsets differ, so both are needed.
+        let segment = self.segments.iter().find(|segment| {
+            segment.executable
+                && segment.file_offset < file_end
+                && file_offset < segment.file_offset.saturating_add(segment.file_size)
+        })?;
+        Some(segment.address.wrapping_sub(segment.file_offset).wrapping_add(file_offset))
+    }
+}
+
 /// The unwind rules of a file's text.
 #[derive(Debug)]
 pub struct UnwindTable {
-    segments: Vec<LoadSegment>,
+    layout: TextLayout,
     source: Source,
     stats: TableStats,
     rules: Vec<Rule>,
-    /// The address of the first page, without its low 16 bits.
-    first_page: u64,
     /// Where each page's rows begin in `rows`; one more for the end.
     starts: Vec<u32>,
     /// `profiler_common::unwind::row`s, with numbers of `rules`.
@@ -103,11 +147,10 @@ impl UnwindTable {
             return Err(BuildError::TooLarge("text"));
         }
         let mut table = Self {
-            segments,
+            layout: TextLayout { segments, first_page },
             source,
             stats,
             rules: Vec::new(),
-            first_page,
             starts: vec![0],
             rows: Vec::with_capacity(rows.len()),
         };
@@ -152,10 +195,10 @@ impl UnwindTable {
         self.starts.push(u32::try_from(self.rows.len()).unwrap_or(u32::MAX));
     }
 
-    /// The parts of the file that are mapped when it runs.
+    /// Where the text is.
     #[must_use]
-    pub fn segments(&self) -> &[LoadSegment] {
-        &self.segments
+    pub fn layout(&self) -> &TextLayout {
+        &self.layout
     }
 
     /// What it was made from.
@@ -186,30 +229,6 @@ impl UnwindTable {
     #[must_use]
     pub fn page_count(&self) -> usize {
         self.starts.len().saturating_sub(1)
-    }
-
-    /// The address of the first page's first byte.
-    #[must_use]
-    pub fn first_address(&self) -> u64 {
-        self.first_page << PAGE_SHIFT
-    }
-
-    /// What to take from an address in a mapping to have the place in the table: page number and
-    /// offset. The mapping shows the file from `file_offset` on, and begins at `begin`.
-    ///
-    /// `None` if it shows no text of this file.
-    #[must_use]
-    pub fn bias(&self, begin: u64, end: u64, file_offset: u64) -> Option<u64> {
-        let file_end = file_offset.saturating_add(end.saturating_sub(begin));
-        // A mapping begins and ends at whole pages, a segment anywhere. Linkers make addresses and
-        // offsets differ, so both are needed.
-        let segment = self.segments.iter().find(|segment| {
-            segment.executable
-                && segment.file_offset < file_end
-                && file_offset < segment.file_offset.saturating_add(segment.file_size)
-        })?;
-        let address = segment.address.wrapping_sub(segment.file_offset).wrapping_add(file_offset);
-        Some(begin.wrapping_sub(address).wrapping_add(self.first_address()))
     }
 
     /// How many words the block of a page has.
@@ -252,7 +271,7 @@ impl UnwindTable {
     /// The rule at an address of the file.
     #[must_use]
     pub fn lookup(&self, address: u64) -> Rule {
-        let at = address.checked_sub(self.first_address());
+        let at = address.checked_sub(self.layout.first_address());
         let page = at.and_then(|at| usize::try_from(at >> PAGE_SHIFT).ok());
         let Some(page) = page.filter(|page| *page < self.page_count()) else { return Rule::NONE };
         let offset = address & 0xffff;
@@ -266,7 +285,7 @@ impl UnwindTable {
     /// All rows, by address.
     pub fn rows(&self) -> impl Iterator<Item = (u64, Rule)> {
         (0..self.page_count()).flat_map(move |page| {
-            let first = self.first_address();
+            let first = self.layout.first_address();
             let pages = u64::try_from(page).unwrap_or(u64::MAX);
             let address = first.saturating_add(pages << PAGE_SHIFT);
             self.page(page).iter().map(move |row| {

@@ -8,9 +8,9 @@ use profiler_common::{
         FLAG_FRAME_POINTER_SHIFT, FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FRAME_INTERRUPTED,
         KIND_CPU, SPAN_INVALID, SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE, SampleHeader,
         USER_STACK_BAD_STEP, USER_STACK_COMPAT, USER_STACK_COMPLETE, USER_STACK_KERNEL_THREAD,
-        USER_STACK_NO_FRAME_POINTER, USER_STACK_NO_REGISTERS, USER_STACK_TRUNCATED,
-        USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED, USER_STACK_UNREADABLE,
-        USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
+        USER_STACK_NO_FRAME_POINTER, USER_STACK_NO_REGISTERS, USER_STACK_STALE,
+        USER_STACK_TRUNCATED, USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED,
+        USER_STACK_UNREADABLE, USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
     },
     span::SpanHeader,
 };
@@ -115,8 +115,19 @@ fn user_stack(value: u8) -> Result<UserStack, DecodeError> {
         USER_STACK_UNSUPPORTED_RULE => UserStack::UnsupportedRule,
         USER_STACK_BAD_STEP => UserStack::BadStep,
         USER_STACK_ZERO_FRAME_POINTER => UserStack::ZeroFramePointer,
+        USER_STACK_STALE => UserStack::Stale,
         value => return Err(DecodeError::Unknown { field: "user_stack", value: value.into() }),
     })
+}
+
+/// The record of a sample whose user stack turned out to be stale.
+#[must_use]
+pub fn stale(record: &[u8]) -> Vec<u8> {
+    let mut record = record.to_vec();
+    if let Ok((header, _)) = SampleHeader::mut_from_prefix(&mut record) {
+        header.user_stack = USER_STACK_STALE;
+    }
+    record
 }
 
 /// Splits `count` words off.
