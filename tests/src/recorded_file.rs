@@ -9,11 +9,17 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-const MAGIC: &[u8; 16] = b"spanprof-raw 1\n\0";
+const MAGIC: &[u8; 16] = b"spanprof-raw 2\n\0";
 
-const IN_KERNEL: u16 = 1 << 2;
+const IN_KERNEL: u16 = 1 << 1;
 const LEAF_RETURNS: u16 = 1;
-const TRUNCATED: u16 = 1 << 1;
+/// What the user stack of a sample came to: see `profiler_common::sample`.
+const KERNEL_THREAD: u8 = 1;
+const TRUNCATED: u8 = 4;
+const NO_FRAME_POINTER: u8 = 7;
+const STALE: u8 = 12;
+/// A bit of a user frame: it was interrupted by a signal.
+const INTERRUPTED: u64 = 1 << 63;
 
 const SPAN_READ: u8 = 0;
 const NO_SLOT: u8 = 1;
@@ -26,6 +32,7 @@ struct Sample<'a> {
     process: u32,
     pid: u32,
     flags: u16,
+    user_stack: u8,
     kernel: &'a [u64],
     user: &'a [u64],
     span: Option<&'a [u8]>,
@@ -36,7 +43,7 @@ impl Sample<'_> {
         let len = |words: &[u64]| u16::try_from(words.len()).unwrap_or(u16::MAX);
         let span = self.span.unwrap_or_default();
         let mut bytes = self.process.to_le_bytes().to_vec();
-        for word in [12_345_678_901_234, PERIOD_NS, 77] {
+        for word in [12_345_678_901_234, PERIOD_NS, 9, 77] {
             bytes.extend(word.to_ne_bytes());
         }
         for word in [self.pid, self.pid + 1, 3] {
@@ -46,8 +53,7 @@ impl Sample<'_> {
         for half in [1, self.flags, len(self.kernel), len(self.user), span_len] {
             bytes.extend(half.to_ne_bytes());
         }
-        let user_stack = if self.user.is_empty() { 1 } else { 0 };
-        bytes.extend([user_stack, if self.span.is_some() { SPAN_READ } else { NO_SLOT }]);
+        bytes.extend([self.user_stack, if self.span.is_some() { SPAN_READ } else { NO_SLOT }]);
         bytes.extend(b"worker\0\0\0\0\0\0\0\0\0\0");
         for address in self.kernel.iter().chain(self.user) {
             bytes.extend(address.to_ne_bytes());
@@ -118,16 +124,31 @@ fn samples() -> Vec<Vec<u8>> {
                 ..shop
             },
         ),
-        (2, Sample { flags: TRUNCATED, user: &[0x7fff_0000, 0x1_0201], ..shop }),
+        (2, Sample { user_stack: TRUNCATED, user: &[0x7fff_0000, 0x1_0201], ..shop }),
+        (1, Sample { user_stack: NO_FRAME_POINTER, ..shop }),
+        // Of a stack that was walked as another program's, only the first frame is right.
+        (2, Sample { user_stack: STALE, ..shop }),
+        // What a signal interrupted is no return address.
+        (1, Sample { user: &[0x1_0010, 0x1_0100 | INTERRUPTED, 0x1_0201], ..shop }),
         (1, Sample { user: &[0x6666_6666, 0x1_0201], ..shop }),
-        (3, Sample { process: 1, pid: 2, flags: IN_KERNEL, kernel: in_read, ..Sample::default() }),
+        (
+            3,
+            Sample {
+                process: 1,
+                pid: 2,
+                flags: IN_KERNEL,
+                user_stack: KERNEL_THREAD,
+                kernel: in_read,
+                ..Sample::default()
+            },
+        ),
         (1, Sample { process: 2, pid: 300, user: sign, ..Sample::default() }),
     ];
     all.iter().flat_map(|(count, sample)| vec![sample.chunk(); *count]).collect()
 }
 
 /// How many samples the file holds.
-pub const SAMPLES: u64 = 22;
+pub const SAMPLES: u64 = 26;
 
 fn names() -> Value {
     let named = |location: Value, functions: &[&str]| {
