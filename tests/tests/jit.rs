@@ -83,6 +83,12 @@ mod tests {
     }
 
     #[test]
+    fn a_process_of_another_root_has_a_perf_map_of_its_own() {
+        let Some(profile) = Profile::of("chroot") else { return };
+        profile.is_named();
+    }
+
+    #[test]
     fn a_replay_has_the_same_names() {
         let Some(profile) = Profile::of("named") else { return };
         let arguments = ["replay", "p.raw", "-o", "again.folded"];
@@ -111,7 +117,8 @@ mod tests {
     const SCRIPT: &str = "\
         function spin(until) { let x = 0; while (process.cpuUsage().user < until) \
             for (let i = 0; i < 1e5; i++) x = (x * 31 + i) | 0; return x; } \
-        spin(1e6);";
+        spin(1e6); \
+        require('fs').unlinkSync('/tmp/perf-' + process.pid + '.map');";
 
     #[test]
     fn nodes_functions_have_their_names() {

@@ -1,8 +1,12 @@
 //! What kind of file system a file is on, without asking that file system.
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::{
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
 
-use super::proc_fs::{ProcessDir, own_fdinfo};
+use super::proc_fs::{Proc, ProcessDir, own_fdinfo};
+use crate::decode::Pid;
 
 /// The name of the file system that an open file is on, as the mounts of the process that it was
 /// found through name it; `None` if that cannot be told.
@@ -11,7 +15,12 @@ use super::proc_fs::{ProcessDir, own_fdinfo};
 /// answer.
 pub(super) fn file_system_of(process: &ProcessDir, file: BorrowedFd<'_>) -> Option<String> {
     let mount = mount_id(&own_fdinfo(file.as_raw_fd()).ok()?)?;
-    file_system(&process.mount_info().ok()?, mount)
+    // A process after `chroot` does not see the mount that its root is on. The numbers are the
+    // kernel's own, the same in all lists.
+    let own = || Proc::default().process(Pid(std::process::id()))?.mount_info();
+    let hosts = || Proc::default().process(Pid(1))?.mount_info();
+    let listed = |text: io::Result<Vec<u8>>| file_system(&text.ok()?, mount);
+    listed(process.mount_info()).or_else(|| listed(own())).or_else(|| listed(hosts()))
 }
 
 /// `proc_pid_fdinfo(5)`: `mnt_id:\t29`.
@@ -37,8 +46,6 @@ fn file_system(mount_info: &[u8], mount: u64) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::Pid;
-    use crate::process::Proc;
     use std::os::fd::AsFd as _;
 
     #[test]
