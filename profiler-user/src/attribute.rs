@@ -8,7 +8,7 @@ use profiler_common::span::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SP
 use serde::{Deserialize, Serialize};
 
 use crate::decode::{Addr, Frame, Sample, SpanId, SpanRecord, TraceId, UserStack};
-use crate::process::{Backing, ElfId, Process, ServiceIdentity, Unreadable};
+use crate::process::{Backing, ElfId, JitId, Process, ServiceIdentity, Unreadable};
 
 /// One frame of a stack, independent of the process that it was seen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -22,6 +22,13 @@ pub enum Location {
         /// The offset in the file of the instruction to look up (already adjusted for return
         /// addresses).
         file_offset: u64,
+    },
+    /// Code that a process made at run time and names in its perf map.
+    Jit {
+        /// The perf map.
+        map: JitId,
+        /// The address to look up (already adjusted for return addresses).
+        address: Addr,
     },
     /// An address that belongs to no file, and why.
     Unresolved(Unresolved),
@@ -167,7 +174,9 @@ fn why_it_ends(stack: UserStack) -> Option<Unresolved> {
     })
 }
 
-fn location(frame: Frame, process: &Process) -> Location {
+/// Where an address belongs, in this process.
+#[must_use]
+pub fn location(frame: Frame, process: &Process) -> Location {
     let at = match frame {
         Frame::Kernel(address) => return Location::Kernel(address.lookup()),
         Frame::User(address) => address.lookup(),
@@ -183,7 +192,13 @@ fn location(frame: Frame, process: &Process) -> Location {
     };
     match mapping.backing {
         Backing::Elf(elf) => Location::Elf { elf, file_offset: mapping.file_offset_of(at) },
-        Backing::Anonymous | Backing::Special(_) => Location::Unresolved(Unresolved::Anonymous),
+        Backing::Anonymous => {
+            process.jit.map_or(Location::Unresolved(Unresolved::Anonymous), |map| Location::Jit {
+                map,
+                address: at,
+            })
+        }
+        Backing::Special(_) => Location::Unresolved(Unresolved::Anonymous),
     }
 }
 
@@ -284,6 +299,17 @@ mod tests {
                 Location::Unresolved(Unresolved::Unmapped),
                 Location::Unresolved(Unresolved::Anonymous),
             ],
+        );
+    }
+
+    #[test]
+    fn code_made_at_run_time_is_named_by_its_process() {
+        let process = Process { jit: Some(JitId(9)), ..process() };
+        let jit = |address| Location::Jit { map: JitId(9), address: Addr(address) };
+        check_stack(
+            &sample(vec![at(0x3000), back_to(0x4000), at(0x1000)]),
+            &process,
+            &[jit(0x3000), jit(0x3fff), Location::Elf { elf: ElfId(7), file_offset: 0x100 }],
         );
     }
 

@@ -31,6 +31,10 @@ pub enum Command {
     Run(Box<Run>),
     /// Make the same outputs from a file of `record --raw`: needs no privileges
     Replay(Replay),
+    /// Say what is known of a process or a file: mappings, unwind tables, span slot, names of code
+    /// made at run time, and the stack of a thread now, frame by frame. For bug reports
+    #[command(after_help = INSPECT_EXAMPLES)]
+    Inspect(Inspect),
     /// Say what this kernel and these privileges allow, and what each missing thing costs
     Doctor,
     /// Turn addresses into names for the process that started this one
@@ -50,6 +54,13 @@ Examples:
   spanprof run --pyroscope-url http://pyroscope:4040
   spanprof run --pyroscope-url https://profiles.example.com --tenant team-a \\
       --bearer-token-file /run/secrets/token";
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  spanprof inspect 1234                    a process and the stack of its first thread
+  spanprof inspect --threads 100 --json 1234
+  spanprof inspect /usr/lib/libssl.so.3    the unwind table of a file
+  spanprof inspect ./1234                  a file whose name is a number";
 
 /// Options of everything that samples.
 #[derive(Args, Clone, Debug)]
@@ -161,6 +172,20 @@ pub struct Replay {
     /// What to write.
     #[command(flatten)]
     pub outputs: Outputs,
+}
+
+/// `spanprof inspect`.
+#[derive(Args, Debug)]
+pub struct Inspect {
+    /// A process, by its id, or a file
+    #[arg(value_name = "PID|FILE")]
+    pub target: PathBuf,
+    /// The most threads whose stacks are walked; each is stopped for some milliseconds
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub threads: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Whether to send trace ids.

@@ -145,6 +145,36 @@ impl RecordConfig {
     }
 }
 
+/// What `spanprof inspect` looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InspectTarget {
+    /// A process.
+    Process(Pid),
+    /// A file.
+    File(PathBuf),
+}
+
+/// `spanprof inspect`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InspectConfig {
+    /// What to look at.
+    pub target: InspectTarget,
+    /// The most threads whose stacks are walked.
+    pub threads: usize,
+    /// JSON, not text.
+    pub json: bool,
+}
+
+impl From<cli::Inspect> for InspectConfig {
+    /// A number is a process; a file of such a name can be given with a folder.
+    fn from(typed: cli::Inspect) -> Self {
+        let cli::Inspect { target, threads, json } = typed;
+        let pid = target.to_str().and_then(|text| text.parse().ok()).map(Pid);
+        let target = pid.map_or(InspectTarget::File(target), InspectTarget::Process);
+        Self { target, threads, json }
+    }
+}
+
 /// `spanprof run`.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
@@ -306,6 +336,17 @@ pub fn window(window: Duration) -> Result<Duration, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_is_a_process_and_all_else_a_file() {
+        let target = |typed: &str| {
+            let typed = cli::Inspect { target: typed.into(), threads: 1, json: false };
+            InspectConfig::from(typed).target
+        };
+        assert_eq!(target("12"), InspectTarget::Process(Pid(12)));
+        assert_eq!(target("./12"), InspectTarget::File("./12".into()));
+        assert_eq!(target("/bin/sh"), InspectTarget::File("/bin/sh".into()));
+    }
 
     #[test]
     fn a_frequency_has_bounds() {

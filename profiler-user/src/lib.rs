@@ -25,4 +25,5 @@ pub mod report;
 pub mod cli;
 pub mod config;
 pub mod recording;
+pub mod inspect;
 pub mod pipeline;

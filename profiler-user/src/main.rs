@@ -12,6 +12,7 @@ use clap::Parser as _;
 use profiler_user::capture::support::{Check, Facts, Verdict};
 use profiler_user::cli::{Cli, Command};
 use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
+use profiler_user::inspect;
 use profiler_user::pipeline::{record, replay, run};
 use profiler_user::symbolize::worker;
 use tracing_subscriber::EnvFilter;
@@ -70,6 +71,7 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             };
             replay::replay(typed.file, &config, &mut io::stdout())?;
         }
+        Command::Inspect(typed) => inspect::inspect(&typed.into(), &mut io::stdout())?,
         Command::Doctor => return doctor(&mut io::stdout()).map_err(Into::into),
         Command::SymbolizeWorker => worker::run(io::stdin().as_fd().try_clone_to_owned()?)?,
     }

@@ -39,6 +39,8 @@ impl std::fmt::Display for Missing {
 /// | `Checkout` | the path of the example service |
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
+/// | `Node` | the path of Node.js |
+/// | `Gdb` | the path of the GNU debugger |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 ///
 /// A test that returns a value names it: `require!(Root, Ok(()))`.
@@ -84,9 +86,26 @@ macro_rules! require_one {
             "no reader of pprof: `cargo xtask setup` builds it where Go 1.24 or newer is",
         )
     };
+    (Node) => {
+        $crate::require::program("node")
+    };
+    (Gdb) => {
+        $crate::require::program("gdb")
+    };
     (CpuHotplug) => {
         $crate::require::cpu_hotplug()
     };
+}
+
+/// A program in the folders of `PATH`.
+///
+/// # Errors
+///
+/// There is none of that name.
+pub fn program(name: &str) -> Result<PathBuf, Missing> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|it| it.is_file());
+    found.ok_or_else(|| Missing(format!("there is no `{name}`")))
 }
 
 /// The file that takes CPU 1 offline and back.

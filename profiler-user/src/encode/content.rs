@@ -4,7 +4,7 @@
 use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
 
 use crate::aggregate::Group;
-use crate::attribute::{Location, SpanLabel};
+use crate::attribute::{Location, SpanLabel, Unresolved};
 use crate::process::{BuildId, ElfId};
 use crate::symbolize::{NamedFrame, Names};
 
@@ -14,6 +14,8 @@ use super::options::{EncodeOptions, SampleTypes};
 const KERNEL: &str = "[kernel.kallsyms]";
 /// The mapping of frames in no file.
 const UNRESOLVED: &str = "[unresolved]";
+/// The mapping of code that processes made at run time.
+const JIT: &str = "[jit]";
 /// A binary, or a function, that was not named. Names has all of them; a profile is valid anyway.
 const UNKNOWN: &str = "[unknown]";
 /// The frame of a stack without frames: a sample without a location is not in any flame graph.
@@ -262,6 +264,7 @@ fn mapping_of<'a>(
     let named = |path| Mapping { path: Cow::Borrowed(path), build_id: Cow::Borrowed("") };
     match location {
         Some(Location::Kernel(_)) => named(KERNEL),
+        Some(Location::Jit { .. }) => named(JIT),
         Some(Location::Unresolved(_)) | None => named(UNRESOLVED),
         Some(Location::Elf { elf, .. }) => {
             mapping_of_elf(elf, names, options).unwrap_or_else(|| named(UNKNOWN))
@@ -282,7 +285,7 @@ fn mapping_of_elf<'a>(
 
 fn address_of(location: Option<Location>) -> u64 {
     match location {
-        Some(Location::Kernel(address)) => address.0,
+        Some(Location::Kernel(address) | Location::Jit { address, .. }) => address.0,
         Some(Location::Elf { file_offset, .. }) => file_offset,
         Some(Location::Unresolved(_)) | None => 0,
     }
@@ -292,6 +295,7 @@ fn address_of(location: Option<Location>) -> u64 {
 pub(crate) fn unnamed(location: Location, path: &str) -> Cow<'static, str> {
     match location {
         Location::Unresolved(reason) => Cow::Borrowed(reason.frame_name()),
+        Location::Jit { .. } => Cow::Borrowed(Unresolved::Anonymous.frame_name()),
         Location::Kernel(address) => Cow::Owned(format!("{KERNEL}+{:#x}", address.0)),
         Location::Elf { file_offset, .. } => {
             let binary = path.rsplit('/').next().unwrap_or(path);

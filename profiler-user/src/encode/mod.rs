@@ -12,7 +12,7 @@
 //! - Lines of a location are innermost first: what was inlined, then what it was inlined into.
 //! - A location's address is its offset in the *file* of its mapping, whose `memory_start` and
 //!   `file_offset` are 0; of the kernel, `[kernel.kallsyms]`, the address in the running kernel;
-//!   of a frame without a file, in the mapping `[unresolved]`, 0. A stack without frames has one,
+//!   of code made at run time, `[jit]`, the address in its process; of a frame without a file, in the mapping `[unresolved]`, 0. A stack without frames has one,
 //!   `[no stack]`: whoever adds up a flame graph finds all of the CPU time.
 //! - Samples with the same stack and the same labels are one; none has only zeroes.
 //! - `period_type` is `cpu/nanoseconds` and `period` is the window's; `default_sample_type` is not

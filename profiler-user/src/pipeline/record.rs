@@ -22,7 +22,7 @@ use crate::capture::{CaptureConfig, Counters};
 use crate::config::RecordConfig;
 use crate::decode::Pid;
 use crate::export::file::{AtomicFile, FileError, check_writable};
-use crate::process::ElfRegistry;
+use crate::process::{ElfRegistry, PerfMapRegistry};
 use crate::recording;
 use crate::stats::{Count, Stats};
 use crate::symbolize::{RecordedNames, Symbolizer, SymbolizerConfig};
@@ -121,7 +121,8 @@ pub async fn record(
         window: None,
         recorder,
     };
-    let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
+    let Running { stop, counters, elfs, perf_maps, windows, collector } =
+        Running::start(start, &stats)?;
 
     let sampled = async {
         let mut command = match waiting {
@@ -156,7 +157,7 @@ pub async fn record(
         let collected =
             windows.recv().map_err(|_gone| io::Error::other("the collecting thread is gone"))?;
         let ended = join(collector)?;
-        finish(config, collected, ended, &elfs, &counters, &stats)
+        finish(config, collected, ended, (&elfs, perf_maps), &counters, &stats)
     };
     let Finished { window, books } = tokio::task::spawn_blocking(finish)
         .await
@@ -186,12 +187,13 @@ fn finish(
     config: RecordConfig,
     collected: Collected,
     ended: Ended,
-    elfs: &ElfRegistry,
+    (elfs, perf_maps): (&ElfRegistry, PerfMapRegistry),
     counters: &Counters,
     stats: &Stats,
 ) -> Result<Finished, RecordError> {
     let Collected { window, process, unwind } = collected;
-    let mut symbolizer = Symbolizer::new(SymbolizerConfig::new(config.inline));
+    let mut symbolizer =
+        Symbolizer::new(SymbolizerConfig::new(config.inline)).with_perf_maps(perf_maps);
     let names = outputs::names(&mut symbolizer, &window, elfs);
     let host = host_name();
     let kernel = counters.totals()?;

@@ -76,7 +76,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         window: Some(config.window),
         recorder: None,
     };
-    let Running { stop, counters, elfs, windows, collector } = Running::start(start, &stats)?;
+    let Running { stop, counters, elfs, perf_maps, windows, collector } =
+        Running::start(start, &stats)?;
     let stopping = Arc::new(AtomicBool::new(false));
     let symbolizer = SymbolizerConfig {
         // Later than the next window, names would cost samples.
@@ -84,7 +85,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         ..SymbolizerConfig::new(config.inline)
     };
     let finisher = Finisher {
-        symbolizer: Symbolizer::new(symbolizer),
+        symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
         span_names: config.span_names.map(AdmittedNames::new),
         config,
         exporter: Arc::clone(&exporter),

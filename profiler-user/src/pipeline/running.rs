@@ -17,7 +17,7 @@ use crate::attribute::SpanScope;
 use crate::capture::live::{Started, Stop};
 use crate::capture::{Capture, CaptureConfig, CaptureError, Counters};
 use crate::clock::boot_now;
-use crate::process::{ElfRegistry, Proc, ProcessTable, TableLimits};
+use crate::process::{ElfRegistry, PerfMapRegistry, Proc, ProcessTable, TableLimits};
 use crate::stats::Stats;
 
 /// Windows that may wait to be finished: a finishing thread that is further behind than this stays
@@ -58,6 +58,8 @@ pub struct Running {
     pub counters: Arc<Counters>,
     /// The files that locations are in.
     pub elfs: ElfRegistry,
+    /// What names code made at run time.
+    pub perf_maps: PerfMapRegistry,
     /// The windows; they end after the last one.
     pub windows: Receiver<Collected>,
     /// Ends after the last window.
@@ -86,6 +88,7 @@ impl Running {
         let table = ProcessTable::scan(proc, TableLimits::default(), boot_now())
             .map_err(StartError::Processes)?;
         let elfs = table.elfs().clone();
+        let perf_maps = table.perf_maps().clone();
         let unwinding = Unwinding::start(unwind_maps, elfs.clone()).map_err(StartError::Thread)?;
         let stop = capture.stop_handle().map_err(StartError::Thread)?;
         let collector = Collector {
@@ -106,7 +109,7 @@ impl Running {
             .name("collect".to_owned())
             .spawn(move || collector.run(capture, window, &finished))
             .map_err(StartError::Thread)?;
-        Ok(Self { stop, counters, elfs, windows, collector })
+        Ok(Self { stop, counters, elfs, perf_maps, windows, collector })
     }
 }
 

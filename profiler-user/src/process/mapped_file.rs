@@ -4,7 +4,12 @@
 //! whatever it is; where that is not permitted, by its path inside the process's root, where every
 //! step belongs to the process: symbolic links, `..`, FIFOs and devices included.
 
-use std::{fs::File, io, os::fd::AsRawFd as _, os::fd::OwnedFd, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+};
 
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, open, openat2, statx,
@@ -29,6 +34,10 @@ pub(super) struct FileIdentity {
 pub(super) struct Located {
     /// What it is.
     pub(super) identity: FileIdentity,
+    /// Its user.
+    pub(super) owner: u32,
+    /// When its state changed last, in nanoseconds since the Unix epoch.
+    pub(super) changed_unix_ns: i64,
     regular: bool,
     handle: OwnedFd,
 }
@@ -78,9 +87,23 @@ pub(super) fn locate_by_path(process: &ProcessDir, path: &Path) -> io::Result<Lo
 }
 
 impl Located {
-    fn new(handle: OwnedFd) -> io::Result<Self> {
+    /// What is known of a file without asking its file system.
+    pub(super) fn new(handle: OwnedFd) -> io::Result<Self> {
         let status = status_of(&handle)?;
-        Ok(Self { identity: FileIdentity::new(&status), regular: is_regular(&status), handle })
+        let changed = status.stx_ctime;
+        let changed_unix_ns =
+            changed.tv_sec.saturating_mul(1_000_000_000).saturating_add(changed.tv_nsec.into());
+        Ok(Self {
+            identity: FileIdentity::new(&status),
+            owner: status.stx_uid,
+            changed_unix_ns,
+            regular: is_regular(&status),
+            handle,
+        })
+    }
+
+    pub(super) fn is_regular(&self) -> bool {
+        self.regular
     }
 
     /// Opens it for reading if it is a regular file. The handle pins the file, so nothing can be

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::fd::OwnedFd,
+    os::fd::{OwnedFd, RawFd},
     path::PathBuf,
 };
 
@@ -17,6 +17,15 @@ const ENVIRONMENT_MAX: u64 = 128 << 10;
 
 /// `stat` has some 50 numbers and a name of 16 bytes.
 const STAT_MAX: u64 = 4096;
+
+/// `TASK_COMM_LEN` is 16.
+const COMM_MAX: u64 = 64;
+
+/// `status` has some 60 lines; those of groups and CPUs can be long.
+const STATUS_MAX: u64 = 256 << 10;
+
+/// A container has some 50 mounts, a host some hundreds.
+const MOUNT_INFO_MAX: u64 = 4 << 20;
 
 /// How many threads are asked for the mappings of a process whose first thread has exited.
 const THREADS_TRIED: usize = 4;
@@ -67,6 +76,32 @@ impl Proc {
         Ok(found)
     }
 
+    /// The threads of a process, in no order; none if it is gone.
+    #[must_use]
+    pub fn threads(&self, pid: Pid) -> Vec<u32> {
+        self.process(pid).map(|process| process.threads()).unwrap_or_default()
+    }
+
+    /// What the kernel calls a thread.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn thread_name(&self, pid: Pid, tid: u32) -> io::Result<String> {
+        let mut name = Vec::new();
+        self.process(pid)?.read(&format!("task/{tid}/comm"), COMM_MAX, &mut name)?;
+        Ok(String::from_utf8_lossy(name.trim_ascii_end()).into_owned())
+    }
+
+    /// The memory of a process, as it is now: after an `exec` there is nothing to read.
+    ///
+    /// # Errors
+    ///
+    /// It is gone, or reading it is not permitted.
+    pub fn memory(&self, pid: Pid) -> io::Result<File> {
+        self.process(pid)?.memory()
+    }
+
     /// Takes hold of a process: what is read through it is of this very process, also if the
     /// kernel gives its id to another one meanwhile.
     pub(super) fn process(&self, pid: Pid) -> io::Result<ProcessDir> {
@@ -108,6 +143,21 @@ impl ProcessDir {
             }
         }
         Ok(false)
+    }
+
+    /// `status`: whose it is, and its id where it lives.
+    pub(super) fn status(&self) -> io::Result<ProcessStatus> {
+        let mut text = Vec::new();
+        self.read("status", STATUS_MAX, &mut text)?;
+        ProcessStatus::parse(&text)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "malformed process status"))
+    }
+
+    /// `mountinfo`: the mounts that the process sees.
+    pub(super) fn mount_info(&self) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        self.read("mountinfo", MOUNT_INFO_MAX, &mut text)?;
+        Ok(text)
     }
 
     /// The environment that the process was started with.
@@ -166,6 +216,38 @@ impl ProcessDir {
         bytes.clear();
         self.open_for_reading(name)?.take(limit).read_to_end(bytes)?;
         Ok(u64::try_from(bytes.len()).unwrap_or(u64::MAX) >= limit)
+    }
+}
+
+/// What the kernel says of a descriptor of this very process.
+pub(super) fn own_fdinfo(descriptor: RawFd) -> io::Result<Vec<u8>> {
+    fs::read(format!("/proc/self/fdinfo/{descriptor}"))
+}
+
+/// What `/proc/PID/status` says, and `stat` does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ProcessStatus {
+    /// The user that it acts as.
+    pub(super) effective_uid: u32,
+    /// The user that the files it makes belong to.
+    pub(super) file_system_uid: u32,
+    /// Its id in the innermost PID namespace that it is in: what it knows itself by.
+    pub(super) innermost_pid: u32,
+}
+
+impl ProcessStatus {
+    /// `proc_pid_status(5)`. The kernel escapes line feeds in the name, which is the process's
+    /// choice.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(text);
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+        let mut uids = field("Uid:")?.split_ascii_whitespace().map(str::parse);
+        let effective_uid = uids.nth(1)?.ok()?;
+        let file_system_uid = uids.nth(1)?.ok()?;
+        // There since Linux 4.1, with CONFIG_PID_NS; without, there is one namespace.
+        let pid = field("NSpid:").or_else(|| field("Pid:"))?;
+        let innermost_pid = pid.split_ascii_whitespace().next_back()?.parse().ok()?;
+        Some(Self { effective_uid, file_system_uid, innermost_pid })
     }
 }
 
@@ -243,6 +325,18 @@ mod tests {
             })
         );
         assert_eq!(ProcessStat::parse(b"42 (a) S 1 2 3"), None);
+    }
+
+    #[test]
+    fn reads_who_a_process_is_where_it_lives() {
+        let text =
+            b"Name:\ta\\nUid:\nUid:\t1\t2\t3\t4\nGid:\t0\t0\t0\t0\nPid:\t70\nNSpid:\t70\t7\n";
+        let status = ProcessStatus { effective_uid: 2, file_system_uid: 4, innermost_pid: 7 };
+        assert_eq!(ProcessStatus::parse(text), Some(status));
+        let old = ProcessStatus { innermost_pid: 70, ..status };
+        assert_eq!(ProcessStatus::parse(b"Uid:\t1\t2\t3\t4\nPid:\t70\n"), Some(old));
+        assert_eq!(ProcessStatus::parse(b"Uid:\t1\t2\nPid:\t70\n"), None);
+        assert_eq!(ProcessStatus::parse(b"NSpid:\t70\n"), None);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
 use super::span_slot::{SlotFinder, SlotSource};
 use super::{
-    Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, Process, ServiceIdentity, TableStats,
-    Unreadable,
+    Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
+    ServiceIdentity, TableStats, Unreadable,
 };
 use crate::decode::Pid;
 
@@ -72,6 +72,7 @@ pub(super) enum ReadMaps {
 pub(super) struct Reader {
     pub(super) proc: Proc,
     pub(super) elfs: ElfRegistry,
+    pub(super) perf_maps: PerfMapRegistry,
     slots: SlotFinder,
     hasher: RandomState,
     text: Vec<u8>,
@@ -83,6 +84,7 @@ impl Reader {
         Self {
             proc,
             elfs,
+            perf_maps: PerfMapRegistry::default(),
             slots: SlotFinder::default(),
             // Keyed at random: nobody can make two texts that look the same.
             hasher: RandomState::new(),
@@ -134,6 +136,14 @@ impl Reader {
         let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
         let context = read_context(&dir, &contexts, known_context, stats);
         let slot = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
+        // A run time begins to write when it makes code, so that each look may find a file.
+        let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);
+        let known_jit = known.and_then(|(process, _)| process.jit);
+        let jit = if makes_code {
+            self.perf_maps.find(&dir, stat.start_time, known_jit, stats)
+        } else {
+            known_jit
+        };
         let process = Process {
             pid,
             start_time: stat.start_time,
@@ -141,6 +151,7 @@ impl Reader {
             service: service(context.as_deref(), &identity),
             main_elf: identity.main_elf,
             snapshot,
+            jit,
             attribute_keys: context
                 .as_ref()
                 .map_or_else(|| Arc::new([]) as Arc<[_]>, |it| Arc::clone(&it.attribute_keys)),

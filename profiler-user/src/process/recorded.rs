@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ElfId, Mapping, MappingSnapshot, Process, ServiceIdentity, Unreadable};
+use super::{ElfId, JitId, Mapping, MappingSnapshot, Process, ServiceIdentity, Unreadable};
 use crate::decode::Pid;
 
 /// What was known of a process for some time: a [`Process`] that can be stored.
@@ -24,6 +24,9 @@ pub struct RecordedProcess {
     pub mappings: Vec<Mapping>,
     /// There were more than are kept.
     pub truncated: bool,
+    /// What names the code that it made at run time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jit: Option<JitId>,
     /// The attribute keys of its thread records, by index.
     pub attribute_keys: Vec<String>,
     /// Why its mappings are not known.
@@ -39,6 +42,7 @@ impl From<&Process> for RecordedProcess {
             service,
             main_elf,
             snapshot,
+            jit,
             attribute_keys,
             unreadable,
         } = process;
@@ -50,6 +54,7 @@ impl From<&Process> for RecordedProcess {
             main_elf: *main_elf,
             mappings: snapshot.mappings().to_vec(),
             truncated: snapshot.truncated(),
+            jit: *jit,
             attribute_keys: attribute_keys.iter().map(|key| key.as_ref().into()).collect(),
             unreadable: *unreadable,
         }
@@ -66,6 +71,7 @@ impl From<RecordedProcess> for Process {
             main_elf,
             mappings,
             truncated,
+            jit,
             attribute_keys,
             unreadable,
         } = recorded;
@@ -76,6 +82,7 @@ impl From<RecordedProcess> for Process {
             service: Arc::new(service),
             main_elf,
             snapshot: Arc::new(MappingSnapshot::new(mappings, truncated)),
+            jit,
             attribute_keys: attribute_keys.into_iter().map(Into::into).collect(),
             unreadable,
         }
@@ -103,6 +110,7 @@ mod tests {
             main_elf: Some(ElfId(3)),
             mappings: vec![mapping],
             truncated: true,
+            jit: Some(JitId(4)),
             attribute_keys: vec!["a".to_owned(), "b".to_owned()],
             unreadable: Some(Unreadable::Gone),
         };

@@ -4,7 +4,7 @@
 //! TLS: one distance from the thread pointer for all threads. A library's slot may need the
 //! thread's DTV; [`SpanSlot`] then gets a way to say so, and this table of sources another row.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fs::File};
 
 use profiler_common::span::{SpanSlot, THREAD_CONTEXT_SYMBOL};
 
@@ -20,6 +20,13 @@ const FILES_MAX: usize = 16_384;
 pub(super) enum SlotSource {
     Context,
     DynamicSymbol,
+}
+
+/// Where the threads of a process that runs this file keep the pointer to their span record, as a
+/// distance from the thread pointer; `None` if its dynamic symbols name no such place.
+#[must_use]
+pub fn span_slot_of_file(file: &File) -> Option<i64> {
+    ElfReader::open(file)?.tls_offset(THREAD_CONTEXT_SYMBOL)
 }
 
 /// Finds slots; remembers what each executable says.
@@ -56,7 +63,7 @@ impl SlotFinder {
         }
         // Not open: no answer, and none to remember.
         let file = elfs.get(id)?.file?;
-        let found = ElfReader::open(&file).and_then(|elf| elf.tls_offset(THREAD_CONTEXT_SYMBOL));
+        let found = span_slot_of_file(&file);
         if self.by_elf.len() >= FILES_MAX {
             self.by_elf.clear();
         }

@@ -20,7 +20,9 @@ use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::use_order::{Stamp, UseOrder};
-use super::{ElfLimits, ElfRegistry, MappingSnapshot, Proc, Process, TableStats, Unreadable};
+use super::{
+    ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
+};
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 
 /// How long what was replaced, and a process that exited, is kept for samples that come late.
@@ -268,6 +270,12 @@ impl ProcessTable {
     #[must_use]
     pub fn elfs(&self) -> &ElfRegistry {
         &self.reader.elfs
+    }
+
+    /// The perf maps of all processes. Clones share them, and may go to another thread.
+    #[must_use]
+    pub fn perf_maps(&self) -> &PerfMapRegistry {
+        &self.reader.perf_maps
     }
 
     /// What the BPF programs are to be told since the last call.

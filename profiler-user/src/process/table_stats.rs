@@ -47,6 +47,18 @@ pub struct TableStats {
     pub context_refused: u64,
     /// Process contexts whose memory could not be read.
     pub context_unreadable: u64,
+    /// Perf maps found: files in which a run time names the code that it makes.
+    pub perf_maps_found: u64,
+    /// Times that the place of a perf map held a FIFO, a device, a folder or a symbolic link.
+    pub perf_map_refused_not_regular: u64,
+    /// Times that a perf map belonged neither to the process's user nor to root.
+    pub perf_map_refused_owner: u64,
+    /// Times that a perf map was older than the process.
+    pub perf_map_refused_stale: u64,
+    /// Times that a perf map was on a file system that may not answer (FUSE, NFS).
+    pub perf_map_refused_file_system: u64,
+    /// Times that the place of a perf map could not be looked at, or the file not be opened.
+    pub perf_map_refused_unreachable: u64,
     /// Reads that failed: the process was gone.
     pub unreadable_gone: u64,
     /// Reads that failed: not permitted.

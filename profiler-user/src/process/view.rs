@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ElfId, MappingSnapshot, ServiceIdentity};
+use super::{ElfId, JitId, MappingSnapshot, ServiceIdentity};
 use crate::decode::Pid;
 
 /// What is known of a process for some time. Never changed: when something else is known, the
@@ -25,6 +25,8 @@ pub struct Process {
     pub main_elf: Option<ElfId>,
     /// What it has mapped.
     pub snapshot: Arc<MappingSnapshot>,
+    /// What names the code that it makes at run time, where its run time writes that.
+    pub jit: Option<JitId>,
     /// The attribute keys of its thread records, by index.
     pub attribute_keys: Arc<[Arc<str>]>,
     /// Why its mappings are not known, if they are not.
@@ -56,6 +58,7 @@ impl Process {
             service: Arc::new(ServiceIdentity::unknown("")),
             main_elf: None,
             snapshot: MappingSnapshot::empty(),
+            jit: None,
             attribute_keys: Arc::new([]),
             unreadable,
         }
@@ -75,6 +78,7 @@ impl Process {
             && self.service == other.service
             && self.main_elf == other.main_elf
             && self.snapshot.epoch() == other.snapshot.epoch()
+            && self.jit == other.jit
             && self.attribute_keys == other.attribute_keys
             && self.unreadable == other.unreadable
     }

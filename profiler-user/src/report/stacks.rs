@@ -76,7 +76,7 @@ impl Functions<'_> {
                     Location::Elf { elf, .. } => {
                         self.names.binaries.get(&elf).map(|binary| &*binary.path)
                     }
-                    Location::Kernel(_) | Location::Unresolved(_) => None,
+                    Location::Kernel(_) | Location::Jit { .. } | Location::Unresolved(_) => None,
                 };
                 vec![frame_text(&unnamed(location, path.unwrap_or("[unknown]"))).into()]
             }

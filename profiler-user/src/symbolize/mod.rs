@@ -1,4 +1,5 @@
-//! Distinct locations to names: kernel and ELF, by blazesym in a worker process.
+//! Distinct locations to names: kernel and ELF, by blazesym in a worker process; code made at run
+//! time, by the perf map of its process.
 //!
 //! ```text
 //! window ─▶ client ──descriptors, offsets──▶ worker (no privileges) ─▶ blazesym
@@ -7,6 +8,7 @@
 //! ```
 
 mod client;
+mod perf_map;
 mod protocol;
 mod recorded;
 pub mod worker;
@@ -19,7 +21,8 @@ use crate::attribute::Location;
 use crate::process::{BuildId, ElfId};
 
 pub use client::{
-    ElfSource, SymbolizeStats, Symbolizer, SymbolizerConfig, Unsymbolized, WorkerDeath,
+    ElfSource, PerfMapStats, SymbolizeStats, Symbolizer, SymbolizerConfig, Unsymbolized,
+    WorkerDeath,
 };
 pub use recorded::RecordedNames;
 

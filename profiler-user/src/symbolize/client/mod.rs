@@ -3,6 +3,7 @@
 mod answer;
 mod connection;
 mod debug_file;
+mod jit;
 mod kallsyms;
 mod kernel;
 mod known_files;
@@ -16,15 +17,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use self::jit::JitNames;
 use self::name_cache::{CachedNames, NameCache};
 use self::service::WorkerService;
 use super::{Binary, NamedFrame, Names};
-use crate::attribute::Location;
+use crate::attribute::{Location, Unresolved};
 use crate::decode::Addr;
-use crate::process::{ElfFile, ElfId};
+use crate::process::{ElfFile, ElfId, JitId, PerfMapRegistry};
 use crate::symbolize::protocol::printable;
 
-pub use self::stats::{SymbolizeStats, Unsymbolized, WorkerDeath};
+pub use self::stats::{PerfMapStats, SymbolizeStats, Unsymbolized, WorkerDeath};
 
 /// How to symbolize.
 #[derive(Clone, Debug)]
@@ -100,6 +102,7 @@ impl From<ElfFile> for ElfSource {
 pub struct Symbolizer {
     service: WorkerService,
     cache: NameCache,
+    jit: JitNames,
     stats: SymbolizeStats,
 }
 
@@ -108,7 +111,18 @@ impl Symbolizer {
     #[must_use]
     pub fn new(config: SymbolizerConfig) -> Self {
         let cache = NameCache::new(config.cached_locations, config.cached_bytes);
-        Self { service: WorkerService::new(config), cache, stats: SymbolizeStats::default() }
+        Self {
+            service: WorkerService::new(config),
+            cache,
+            jit: JitNames::default(),
+            stats: SymbolizeStats::default(),
+        }
+    }
+
+    /// Names code made at run time by these perf maps; by none, if they are not given.
+    #[must_use]
+    pub fn with_perf_maps(self, perf_maps: PerfMapRegistry) -> Self {
+        Self { jit: JitNames::new(perf_maps), ..self }
     }
 
     /// Names the distinct locations of a window. `files` gives what is known of an ELF file.
@@ -116,7 +130,8 @@ impl Symbolizer {
     /// Every location gets at least one frame. One without a symbol is `binary+0xaddress`, with the
     /// virtual address in the file, as `addr2line` takes it; where the file's segments are not
     /// known (it could never be opened), with the offset in the file. A kernel address without a
-    /// symbol is `[kernel]+0xaddress`, or `[kernel]` if the kernel hides its addresses.
+    /// symbol is `[kernel]+0xaddress`, or `[kernel]` if the kernel hides its addresses; code made at
+    /// run time that its perf map does not name is `[anonymous code]`.
     pub fn names(
         &mut self,
         locations: impl IntoIterator<Item = Location>,
@@ -126,6 +141,7 @@ impl Symbolizer {
         let locations: BTreeSet<Location> = locations.into_iter().collect();
         let mut names = Names::default();
         let mut kernel = Vec::new();
+        let mut jit_addresses = BTreeMap::<JitId, Vec<u64>>::new();
         let mut elf_offsets = BTreeMap::<ElfId, Vec<u64>>::new();
         let mut sources = BTreeMap::new();
         for location in &locations {
@@ -142,9 +158,13 @@ impl Symbolizer {
                 Location::Elf { elf, file_offset } => {
                     elf_offsets.entry(elf).or_default().push(file_offset);
                 }
+                Location::Jit { map, address } => {
+                    jit_addresses.entry(map).or_default().push(address.0);
+                }
                 Location::Unresolved(_) => {}
             }
         }
+        self.name_jit(jit_addresses, end, &mut names);
         self.service.check_worker();
         self.name_kernel(&kernel, end, &mut names);
         // What has ended a worker comes last, so that it cannot use up the time of the others.
@@ -165,6 +185,17 @@ impl Symbolizer {
         names
     }
 
+    /// Reads a perf map as a window with code of it would, and says what was in it.
+    pub fn read_perf_map(&mut self, map: JitId) -> PerfMapStats {
+        let before = std::mem::take(&mut self.jit.stats);
+        let end = Instant::now() + self.service.config.window_budget;
+        self.jit.forget(map);
+        self.jit.begin_window();
+        // Without addresses there are no names.
+        drop(self.jit.names(map, &[], end));
+        std::mem::replace(&mut self.jit.stats, before)
+    }
+
     /// From now on, how long the names of one window may take.
     pub fn set_window_budget(&mut self, budget: Duration) {
         self.service.config.window_budget = budget;
@@ -177,6 +208,7 @@ impl Symbolizer {
         stats.requested = self.stats.requested;
         stats.from_cache = self.stats.from_cache;
         stats.symbolized = self.stats.symbolized;
+        stats.perf_maps = self.jit.stats.clone();
         stats.unsymbolized.clone_from(&self.stats.unsymbolized);
         stats
     }
@@ -193,6 +225,24 @@ impl Symbolizer {
             return Some(CachedNames { frames, unsymbolized: Some(Unsymbolized::NoFile) });
         }
         self.cache.get(location)
+    }
+
+    /// These names are not remembered: other code may be at the same address later.
+    fn name_jit(&mut self, addresses: BTreeMap<JitId, Vec<u64>>, end: Instant, names: &mut Names) {
+        self.jit.begin_window();
+        for (map, addresses) in addresses {
+            let results = self.jit.names(map, &addresses, end);
+            for (address, result) in addresses.into_iter().zip(results) {
+                let (function, unsymbolized) = match result {
+                    Ok(name) => (name, None),
+                    Err(reason) => (Unresolved::Anonymous.frame_name().into(), Some(reason)),
+                };
+                let frames = [NamedFrame { function, file: None, line: 0 }].into();
+                let named = CachedNames { frames, unsymbolized };
+                self.count(&named, false);
+                names.frames.insert(Location::Jit { map, address: Addr(address) }, named.frames);
+            }
+        }
     }
 
     fn name_kernel(&mut self, addresses: &[u64], end: Instant, names: &mut Names) {

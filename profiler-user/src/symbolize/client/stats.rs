@@ -118,6 +118,27 @@ impl WorkerDeath {
     }
 }
 
+/// What was read of perf maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PerfMapStats {
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Lines that name code.
+    pub entries: u64,
+    /// Lines that make no sense.
+    pub malformed_lines: u64,
+    /// Lines whose name is not kept: the perf map is too large.
+    pub entries_over_limit: u64,
+    /// Perf maps that are longer than what is read of one.
+    pub cut: u64,
+    /// Times that a perf map was read from its start again: it was written anew.
+    pub restarts: u64,
+    /// Times that a perf map could not be read.
+    pub read_failed: u64,
+    /// Perf maps whose names were forgotten to keep the memory bounded.
+    pub forgotten: u64,
+}
+
 /// The counters since the start: `requested = symbolized + Σ unsymbolized`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SymbolizeStats {
@@ -141,4 +162,6 @@ pub struct SymbolizeStats {
     pub files_quarantined: u64,
     /// Separate debug files in use, summed over the workers.
     pub debug_files: u64,
+    /// What was read of perf maps.
+    pub perf_maps: PerfMapStats,
 }
