@@ -38,6 +38,13 @@ struct Arguments {
     command: Command,
 }
 
+/// What `bench` can measure alone.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Measured {
+    /// Stack walks, as ratios to everything else that a sample is; about five minutes.
+    Unwind,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Download and build every tool that building and testing need, into a cache folder.
@@ -57,7 +64,14 @@ enum Command {
     ///
     /// Needs root, a quiet machine and about three minutes. Sets `kernel.bpf_stats_enabled` while it
     /// runs.
-    Bench,
+    Bench {
+        /// What to measure, if not everything that the README has.
+        #[arg(value_enum)]
+        what: Option<Measured>,
+        /// With `unwind`: print beside it what loaded BPF programs of this name cost.
+        #[arg(long, value_name = "NAME", requires = "what")]
+        vs: Option<String>,
+    },
     /// Run all tests, and tell which did not run.
     Test,
     /// Check the invariants of ARCHITECTURE.md that text can check.
@@ -78,7 +92,10 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::Build => build::run(),
         Command::Demo => demo::run(),
-        Command::Bench => bench::run(),
+        Command::Bench { what: None, .. } => bench::run(),
+        Command::Bench { what: Some(Measured::Unwind), vs } => {
+            bench::unwind::command(vs.as_deref())
+        }
         Command::Test => test::run(test::Missing::Skips),
         Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),

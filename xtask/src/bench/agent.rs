@@ -140,7 +140,7 @@ impl Load<'_> {
 }
 
 /// Ends with its owner.
-struct Running(Child);
+pub(super) struct Running(pub(super) Child);
 
 impl Running {
     fn terminate(&mut self) -> Result<()> {

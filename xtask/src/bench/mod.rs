@@ -17,6 +17,7 @@ use crate::test::build_measured;
 mod agent;
 mod kernel_stats;
 mod sink;
+pub(crate) mod unwind;
 
 /// How often everything is measured.
 const RUNS: usize = 5;
@@ -123,18 +124,23 @@ impl Spread {
 
 /// What a reader needs to judge the numbers.
 fn machine(load_before: &str) -> Result<String> {
+    Ok(format!(
+        "{}. The whole host sampled at {} Hz for {} s, {RUNS} runs; load average before: \
+         {load_before}.\n",
+        machine_line()?,
+        agent::HZ,
+        agent::LOAD_SECONDS
+    ))
+}
+
+/// Processor and kernel.
+fn machine_line() -> Result<String> {
     let cpus = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
     let model = cpu_model(&cpus).unwrap_or("unknown CPU");
     let count = std::thread::available_parallelism().context("cannot count the CPUs")?;
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").context("no kernel release")?;
     let virtual_machine = if cpus.contains(" hypervisor") { ", a virtual machine" } else { "" };
-    Ok(format!(
-        "{model}, {count} CPUs{virtual_machine}, Linux {}. The whole host sampled at {} Hz for \
-         {} s, {RUNS} runs; load average before: {load_before}.\n",
-        kernel.trim(),
-        agent::HZ,
-        agent::LOAD_SECONDS
-    ))
+    Ok(format!("{model}, {count} CPUs{virtual_machine}, Linux {}", kernel.trim()))
 }
 
 fn cpu_model(cpuinfo: &str) -> Option<&str> {
