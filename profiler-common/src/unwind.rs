@@ -7,7 +7,7 @@
 //!                                PAGES: one word for 64 KiB of a file's text
 //!                                              │
 //!                                              ▼
-//!                   ROWS: a block per page: [granule index: 64 words][row][row]…
+//!                   ROWS: a block per page: [granule index: 64 words][row][row]…[end: 16 words]
 //!                                              │ rule number
 //!                                              ▼
 //!                                RULES: [Rule; RULES_MAX]
@@ -27,6 +27,9 @@ pub const GRANULES: usize = 1 << (PAGE_SHIFT - GRANULE_SHIFT);
 /// Words of a block's granule index: two 16-bit entries each, the lower half first.
 pub const GRANULE_WORDS: usize = GRANULES / 2;
 
+/// Words of ones behind a block's rows: rows are compared in groups, and these are never reached.
+pub const END_WORDS: usize = 16;
+
 /// Words of a segment. A block lies within one segment.
 pub const SEGMENT_WORDS: usize = 1 << 14;
 /// Segments of a chunk, which is 1 MiB: what is allocated at a time.
@@ -34,7 +37,7 @@ pub const CHUNK_SEGMENTS: usize = 16;
 /// The most chunks.
 pub const CHUNKS_MAX: usize = 512;
 /// The most rows of a page.
-pub const PAGE_ROWS_MAX: usize = SEGMENT_WORDS - GRANULE_WORDS;
+pub const PAGE_ROWS_MAX: usize = SEGMENT_WORDS - GRANULE_WORDS - END_WORDS;
 /// The most text pages, of all files.
 pub const PAGES_MAX: usize = 1 << 17;
 /// The most different rules, of all files.

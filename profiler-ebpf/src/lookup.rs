@@ -6,7 +6,8 @@
 //! the verifier a proof.
 
 use profiler_common::unwind::{
-    GRANULE_SHIFT, GRANULE_WORDS, GRANULES, Mapping, PAGE_SHIFT, SEGMENT_WORDS, SLICE_ENTRIES_MAX,
+    END_WORDS, GRANULE_SHIFT, GRANULE_WORDS, GRANULES, Mapping, PAGE_SHIFT, SEGMENT_WORDS,
+    SLICE_ENTRIES_MAX,
 };
 
 use crate::bounded::bounded;
@@ -52,17 +53,36 @@ pub fn rule_number(segment: &RowSegment, block: u64, rows: u64, offset: u64) -> 
     let behind = if granule == GRANULES as u64 - 1 { rows } else { granule_entry(granule + 1) + 1 };
     let len = behind.wrapping_sub(low) & 0xffff;
     let first = block + GRANULE_WORDS as u64 + low;
-    let key = offset << PAGE_SHIFT | 0xffff;
-    let row = |index: u64| word(first + index);
-    // A granule has at most one row a byte, mostly fewer than 16.
-    let at = if len <= 4 {
-        search::<1>(len, key, row)
-    } else if len <= 16 {
-        search::<3>(len, key, row)
+    // Above each row at this offset, and below the end of a block.
+    let key = offset << PAGE_SHIFT | 0x7fff;
+    let at = if len <= FEW as u64 {
+        count_up_to::<FEW>(segment, first, key)
+    } else if len <= MANY as u64 {
+        count_up_to::<MANY>(segment, first, key)
     } else {
-        search::<9>(len, key, row)
+        search::<9>(len, key, |index| word(first + index)) + 1
     };
-    row(at) & 0x7fff
+    word(first + at.wrapping_sub(1)) & 0x7fff
+}
+
+/// Rows of a granule that are compared without a search: more than that are rare.
+const FEW: usize = 8;
+const MANY: usize = END_WORDS;
+
+/// How many of the next `N` rows are at most `key`; behind the granule's there are only larger ones.
+///
+/// All at once: a search would wait for each row before it knows the next.
+#[inline(always)]
+fn count_up_to<const N: usize>(segment: &RowSegment, first: u64, key: u64) -> u64 {
+    let first = bounded::<SEGMENT_WORDS>(first);
+    let Some(rows) = segment.get(first..first + N) else { return 1 };
+    let mut count = N as u64;
+    let mut index = 0;
+    while index < N {
+        count = count.wrapping_add(less(key, u64::from(rows[index])));
+        index += 1;
+    }
+    count
 }
 
 /// The last of `len` ascending values that is at most `key`, or the first. `len` is less than
@@ -168,6 +188,8 @@ mod tests {
         for (index, offset) in offsets.iter().enumerate() {
             segment[block + GRANULE_WORDS + index] = row(*offset, u16::try_from(index).unwrap());
         }
+        let end = block + GRANULE_WORDS + offsets.len();
+        segment[end..end + END_WORDS].fill(u32::MAX);
         for granule in 0..GRANULES {
             let start = granule << GRANULE_SHIFT;
             let at = offsets.partition_point(|offset| usize::from(*offset) <= start) - 1;

@@ -103,9 +103,9 @@ pub enum SpanScope {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum StackReuse {
     /// Walk each stack from its leaf to its root
-    #[default]
     Off,
     /// Reuse what is the same
+    #[default]
     On,
     /// Reuse, walk again without, and count what differs
     Check,

@@ -17,9 +17,9 @@ static OBJECT: &Aligned<[u8]> =
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum StackReuse {
     /// No: each stack is walked from its leaf to its root.
-    #[default]
     Off,
     /// Yes.
+    #[default]
     On,
     /// Yes, and each stack is walked again without, compared, and counted.
     Check,

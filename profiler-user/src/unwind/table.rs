@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use profiler_common::unwind::{
-    GRANULE_SHIFT, GRANULE_WORDS, GRANULES, PAGE_ROWS_MAX, PAGE_SHIFT, Rule, row,
+    END_WORDS, GRANULE_SHIFT, GRANULE_WORDS, GRANULES, PAGE_ROWS_MAX, PAGE_SHIFT, Rule, row,
 };
 
 use super::BuildError;
@@ -234,7 +234,7 @@ impl UnwindTable {
     /// How many words the block of a page has.
     #[must_use]
     pub fn block_len(&self, page: usize) -> usize {
-        self.page(page).len().saturating_add(GRANULE_WORDS)
+        self.page(page).len().saturating_add(GRANULE_WORDS + END_WORDS)
     }
 
     /// How many rows a page has.
@@ -244,7 +244,7 @@ impl UnwindTable {
     }
 
     /// Writes the block of a page, as `profiler_common::unwind` describes it: the index of its
-    /// granules, then its rows. `numbers` are those that the rules have in the end.
+    /// granules, then its rows, then the end. `numbers` are those that the rules have in the end.
     pub fn block(&self, page: usize, numbers: &[u16], words: &mut Vec<u32>) {
         words.clear();
         let rows = self.page(page);
@@ -266,6 +266,7 @@ impl UnwindTable {
             let number = usize::try_from(*word & 0xffff).unwrap_or(usize::MAX);
             *word & 0xffff_0000 | u32::from(numbers.get(number).copied().unwrap_or(0))
         }));
+        words.extend([u32::MAX; END_WORDS]);
     }
 
     /// The rule at an address of the file.

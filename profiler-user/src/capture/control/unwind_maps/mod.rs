@@ -159,12 +159,12 @@ impl UnwindMaps {
     }
 
     fn free_table(&mut self, table: PlacedTable) {
-        use profiler_common::unwind::GRANULE_WORDS;
+        use profiler_common::unwind::{END_WORDS, GRANULE_WORDS};
         for index in table.first_page..table.first_page.saturating_add(table.pages) {
             let word = self.pages.load_u64(usize::try_from(index).unwrap_or(usize::MAX));
             let rows = u32::try_from(word >> 32 & 0xffff).unwrap_or(0);
             let start = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
-            self.free_words.give_back(start, rows.saturating_add(small(GRANULE_WORDS)));
+            self.free_words.give_back(start, rows.saturating_add(small(GRANULE_WORDS + END_WORDS)));
         }
         if table.pages > 0 {
             self.free_pages.give_back(table.first_page, table.pages);
