@@ -28,8 +28,9 @@ pub fn mapping_index(segment: &MappingSegment, first: u64, len: u64, hint: u64, 
         return hint;
     }
     let begin = |index| entry(segment, first + index).begin;
-    // Most processes have fewer mappings than 64.
-    if len <= 64 { search::<5>(len, pc, begin) } else { search::<11>(len, pc, begin) }
+    // One search for all lengths: a second one for short slices would be verified again with
+    // everything that follows.
+    search::<11>(len, pc, begin)
 }
 
 /// An entry of a segment.
@@ -50,28 +51,25 @@ pub fn rule_number(segment: &RowSegment, block: u64, rows: u64, offset: u64) -> 
     // Between the row in effect where the granule begins and the one where the next begins.
     let granule = offset >> GRANULE_SHIFT;
     let low = granule_entry(granule);
-    let behind = if granule == GRANULES as u64 - 1 { rows } else { granule_entry(granule + 1) + 1 };
+    // Behind the last granule there is no entry: what is read there is not used.
+    let is_last = less(GRANULES as u64 - 2, granule);
+    let behind = (rows & is_last) | ((granule_entry(granule + 1) + 1) & !is_last);
     let len = behind.wrapping_sub(low) & 0xffff;
     let first = block + GRANULE_WORDS as u64 + low;
     // Above each row at this offset, and below the end of a block.
     let key = offset << PAGE_SHIFT | 0x7fff;
-    let at = if len <= FEW as u64 {
-        count_up_to::<FEW>(segment, first, key)
-    } else if len <= MANY as u64 {
-        count_up_to::<MANY>(segment, first, key)
+    let at = if len <= END_WORDS as u64 {
+        count_up_to::<END_WORDS>(segment, first, key)
     } else {
         search::<9>(len, key, |index| word(first + index)) + 1
     };
     word(first + at.wrapping_sub(1)) & 0x7fff
 }
 
-/// Rows of a granule that are compared without a search: more than that are rare.
-const FEW: usize = 8;
-const MANY: usize = END_WORDS;
-
 /// How many of the next `N` rows are at most `key`; behind the granule's there are only larger ones.
 ///
-/// All at once: a search would wait for each row before it knows the next.
+/// All at once, because a search would wait for each row before it knows the next; more than these
+/// are rare.
 #[inline(always)]
 fn count_up_to<const N: usize>(segment: &RowSegment, first: u64, key: u64) -> u64 {
     let first = bounded::<SEGMENT_WORDS>(first);

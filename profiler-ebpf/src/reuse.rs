@@ -131,13 +131,13 @@ pub(crate) unsafe extern "C" fn same_frames(_index: u32, tables: *mut Tables) ->
     let mut index = load(&raw const scratch.walk.remembered);
     let mut outcome = GO_ON;
     for _ in 0..AT_A_TIME {
-        if scratch.walk.frames() >= USER_FRAMES_MAX as u64 {
-            outcome = USER_STACK_TRUNCATED;
-            break;
-        }
         if index + 1 >= load(&raw const remembered.len) {
             // The outermost frame, by its rule.
             outcome = USER_STACK_COMPLETE;
+            break;
+        }
+        if scratch.walk.frames() >= USER_FRAMES_MAX as u64 {
+            outcome = USER_STACK_TRUNCATED;
             break;
         }
         let caller = &remembered.frames[bounded::<USER_FRAMES_MAX>(index + 1)];
@@ -198,7 +198,8 @@ pub(crate) fn resume(remembered: &Remembered, walk: &mut Walk) {
 #[inline(always)]
 pub(crate) fn rate(remembered: &mut Remembered, walk: &mut Walk, frames: u64) {
     let poor = load(&raw const remembered.poor);
-    let served_well = 2 * frames >= walk.frames();
+    let whole = load(&raw const walk.outcome) != u64::from(DIFFERS);
+    let served_well = whole && 2 * frames >= walk.frames();
     keep(&mut remembered.poor, if served_well { 0 } else { poor + 1 });
     if frames > 0 {
         let own = load(&raw const walk.by_frame_pointer);

@@ -148,18 +148,21 @@ pub(crate) fn go_on<const BOUNDED: bool>(scratch: &mut Scratch, tid: u64) {
         && let Some(remembered) = reuse::place(tid)
     {
         tables.remembered = remembered;
-        with_reuse(&mut tables, tid);
-        if reuse == REUSE_AND_CHECK {
-            check_reuse(&mut tables);
-        }
-    } else {
+        reuse_stack(&mut tables, tid);
+    }
+    // In one place for all: each place is verified on its own.
+    if is_under_way(scratch) {
         repeat(USER_FRAMES_MAX as u32, frame::<BY_RULE>, &mut tables);
+    }
+    if reuse == REUSE_AND_CHECK && !tables.remembered.is_null() {
+        check_reuse(&mut tables);
     }
 }
 
-/// Walks by rule up to a frame that is remembered, and on by what is remembered.
+/// Walks by rule up to a frame that is remembered, and on by what is remembered; leaves the walk
+/// under way where that is another stack. Or remembers this one.
 #[inline(always)]
-fn with_reuse(tables: &mut Tables, tid: u64) {
+fn reuse_stack(tables: &mut Tables, tid: u64) {
     // SAFETY: the element is this CPU's own, and nothing else refers to it while this runs.
     let remembered = unsafe { &mut *tables.remembered };
     // SAFETY: as above.
@@ -176,12 +179,11 @@ fn with_reuse(tables: &mut Tables, tid: u64) {
     }
     repeat(USER_FRAMES_MAX as u32, reuse::same_frames, tables);
     let reused = load(&raw const scratch.walk.remembered).wrapping_sub(from);
+    reuse::rate(remembered, &mut scratch.walk, reused);
     if load(&raw const scratch.walk.outcome) == u64::from(DIFFERS) {
         reuse::resume(remembered, &mut scratch.walk);
         keep(&mut scratch.walk.outcome, u64::from(GO_ON));
-        repeat(USER_FRAMES_MAX as u32, frame::<BY_RULE>, tables);
     }
-    reuse::rate(remembered, &mut scratch.walk, reused);
 }
 
 /// Walks once more by rule alone, and compares.

@@ -36,8 +36,9 @@ const RULES: [Rule; 4] = [
     },
 ];
 
-const AYA_CRATES: [&str; 4] = ["", "profiler-common", "profiler-ebpf", "profiler-user"];
-const AYA_MANIFEST: &str = "only the two sides of the kernel boundary depend on aya";
+const AYA_CRATES: [&str; 5] = ["", "profiler-common", "profiler-ebpf", "profiler-user", "xtask"];
+const AYA_MANIFEST: &str =
+    "only the two sides of the kernel boundary, and the bench, depend on aya";
 
 pub(super) fn check(source: &Source) -> Vec<Violation> {
     let Some(path) = source.below("profiler-user/src") else { return Vec::new() };
