@@ -65,6 +65,9 @@ enum Message {
     End,
 }
 
+/// Files whose tables are to be made.
+type Files = Vec<(ElfId, Arc<File>)>;
+
 /// The way to the thread.
 pub struct Unwinding {
     messages: SyncSender<Message>,
@@ -80,7 +83,7 @@ impl Unwinding {
     /// There is no thread to be had.
     pub fn start(maps: UnwindMaps, elfs: ElfRegistry) -> io::Result<Self> {
         let (messages, received) = sync_channel(FACTS);
-        let (to_builder, files) = sync_channel::<(ElfId, Arc<File>)>(1);
+        let (to_builder, files) = sync_channel::<Files>(1);
         let built = messages.clone();
         std::thread::Builder::new()
             .name("unwind-build".to_owned())
@@ -131,12 +134,14 @@ impl ReadAt for File {
     }
 }
 
-fn make_tables(files: &Receiver<(ElfId, Arc<File>)>, built: &SyncSender<Message>) {
-    while let Ok((id, file)) = files.recv() {
-        let began = Instant::now();
-        let table = build(&*file, &Limits::default());
-        if built.send(Message::Built { id, table, took: began.elapsed() }).is_err() {
-            return;
+fn make_tables(files: &Receiver<Files>, built: &SyncSender<Message>) {
+    while let Ok(files) = files.recv() {
+        for (id, file) in files {
+            let began = Instant::now();
+            let table = build(&*file, &Limits::default());
+            if built.send(Message::Built { id, table, took: began.elapsed() }).is_err() {
+                return;
+            }
         }
     }
 }
@@ -144,7 +149,7 @@ fn make_tables(files: &Receiver<(ElfId, Arc<File>)>, built: &SyncSender<Message>
 fn run(
     mut publisher: Publisher<UnwindMaps>,
     messages: &Receiver<Message>,
-    to_builder: &SyncSender<(ElfId, Arc<File>)>,
+    to_builder: &SyncSender<Files>,
     stats: &Mutex<UnwindStats>,
 ) {
     loop {
@@ -166,11 +171,10 @@ fn run(
             message = messages.try_recv().ok();
         }
         publisher.publish(now);
-        while let Some((id, file)) = publisher.next_to_build() {
-            // The builder is idle whenever the publisher names a file.
-            if to_builder.send((id, file)).is_err() {
-                return;
-            }
+        let files = publisher.next_to_build(now);
+        // The builder is idle whenever the publisher names files.
+        if !files.is_empty() && to_builder.send(files).is_err() {
+            return;
         }
         let mut shared = lock(stats);
         let facts_dropped = shared.facts_dropped;

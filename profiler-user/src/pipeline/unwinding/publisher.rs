@@ -23,6 +23,9 @@ const EVICTION_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A table that samples were in so lately stays.
 const KEPT_AFTER_USE: Duration = Duration::from_secs(5);
+/// Files that are handed on to be built at once.
+const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_FILES: usize = 32;
 /// User space ends here (x86-64 with five page-table levels).
 const USER_END: u64 = 1 << 56;
 /// When so many slices are replaced, what they take is used again.
@@ -101,7 +104,7 @@ pub(super) struct Publisher<M> {
     elfs: ElfRegistry,
     tables: HashMap<ElfId, Table>,
     queue: Queue,
-    building: Option<ElfId>,
+    building: HashSet<ElfId>,
     /// By epoch.
     snapshots: HashMap<u64, Snapshot>,
     processes: HashMap<Pid, u64>,
@@ -125,7 +128,7 @@ impl<M: Maps> Publisher<M> {
             elfs,
             tables: HashMap::new(),
             queue: Queue::default(),
-            building: None,
+            building: HashSet::new(),
             snapshots: HashMap::new(),
             processes: HashMap::new(),
             changed: BTreeSet::new(),
@@ -161,7 +164,7 @@ impl<M: Maps> Publisher<M> {
         took: Duration,
         now: Instant,
     ) {
-        self.building = None;
+        self.building.remove(&id);
         let wanted_since = match self.tables.get(&id) {
             Some(Table::Pending { since }) => *since,
             _ => None,
@@ -187,18 +190,23 @@ impl<M: Maps> Publisher<M> {
         self.mark_users(id, now);
     }
 
-    /// The next file to make a table of, if none is being made.
-    pub(super) fn next_to_build(&mut self) -> Option<(ElfId, Arc<File>)> {
-        while self.building.is_none() {
-            let id = self.queue.take()?;
+    /// The next files to make tables of, if none are being made: many small ones or a large one, so
+    /// that the two threads do not wait for each other after each small file.
+    pub(super) fn next_to_build(&mut self, now: Instant) -> Vec<(ElfId, Arc<File>)> {
+        let mut files = Vec::new();
+        let mut bytes = 0_u64;
+        while self.building.is_empty() && bytes < BATCH_BYTES && files.len() < BATCH_FILES {
+            let Some(id) = self.queue.take() else { break };
             if let Some(file) = self.elfs.get(id).and_then(|elf| elf.file) {
-                self.building = Some(id);
-                return Some((id, file));
+                bytes = bytes.saturating_add(file.metadata().map_or(0, |metadata| metadata.len()));
+                files.push((id, file));
+            } else {
+                self.tables.insert(id, files::unreadable("not_open"));
+                self.mark_users(id, now);
             }
-            self.tables.insert(id, files::unreadable("not_open"));
-            self.mark_users(id, Instant::now());
         }
-        None
+        self.building.extend(files.iter().map(|(id, _)| *id));
+        files
     }
 
     /// When there is something to publish.
@@ -208,7 +216,7 @@ impl<M: Maps> Publisher<M> {
 
     /// Publishes what changed, if it has waited long enough or nothing more is to come.
     pub(super) fn publish(&mut self, now: Instant) {
-        let idle = self.building.is_none() && self.queue.len() == 0;
+        let idle = self.building.is_empty() && self.queue.len() == 0;
         if self.changed_since.is_some_and(|since| idle || now >= since + GATHER) {
             self.publish_changed();
         }
@@ -276,7 +284,7 @@ impl<M: Maps> Publisher<M> {
                 Some(Table::Pending { since: before }) => *before = before.or(since),
                 Some(_) => continue,
             }
-            if self.building != Some(id) {
+            if !self.building.contains(&id) {
                 self.queue.add(id, wanted, self.file_bytes(id));
             }
         }

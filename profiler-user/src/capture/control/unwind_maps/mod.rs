@@ -119,6 +119,8 @@ impl UnwindMaps {
         for rule in [Rule::NONE, Rule::UNSUPPORTED] {
             new.rule_number(rule);
         }
+        // A chunk more waits for running programs, and there are none yet.
+        new.add_chunk().map_err(io::Error::other)?;
         Ok(new)
     }
 
