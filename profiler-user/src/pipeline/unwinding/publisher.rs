@@ -471,3 +471,7 @@ impl<M: Maps> Publisher<M> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "publisher_tests.rs"]
+mod tests;

@@ -77,8 +77,10 @@ pub struct PlacedTable {
 /// A process's mappings that are in the maps.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Slice {
-    start: u32,
-    entries: u32,
+    /// Its head in `MAPPINGS`, counted over all segments.
+    pub start: u32,
+    /// How many entries it has, with its head.
+    pub entries: u32,
 }
 
 /// Why something was not published.
