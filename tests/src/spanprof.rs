@@ -315,6 +315,16 @@ impl Books {
         self.get("kernel", name)
     }
 
+    /// A counter of unwinding.
+    ///
+    /// # Panics
+    ///
+    /// There is none of this name.
+    #[must_use]
+    pub fn unwind(&self, name: &str) -> u64 {
+        self.get("unwind", name)
+    }
+
     /// A counter of samples in user space.
     ///
     /// # Panics
