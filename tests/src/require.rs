@@ -40,6 +40,7 @@ impl std::fmt::Display for Missing {
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
 /// | `Node` | the path of Node.js |
+/// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 ///
@@ -91,6 +92,12 @@ macro_rules! require_one {
     };
     (Gdb) => {
         $crate::require::program("gdb")
+    };
+    (Python) => {
+        $crate::require::program("python3")
+    };
+    (Perl) => {
+        $crate::require::program("perl")
     };
     (CpuHotplug) => {
         $crate::require::cpu_hotplug()

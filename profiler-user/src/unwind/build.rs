@@ -28,7 +28,7 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
     let mut extra = restorer::signal_returns(&elf, &gaps);
     stats.go = go::is_go(&elf);
     if stats.go {
-        extra.extend(go::ranges(&elf, &gaps));
+        extra.extend(go::ranges(&gaps));
     } else if let Some((_, end)) =
         gaps.iter().find(|(begin, end)| (begin..end).contains(&&elf.entry))
     {
@@ -42,6 +42,9 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
         source = Source::Code;
     }
     fill(&mut rows, extra);
+    if stats.go {
+        go::stops(&elf).into_iter().for_each(|stop| replace(&mut rows, stop));
+    }
     UnwindTable::new(segments, source, stats, &rows)
 }
 
@@ -141,6 +144,15 @@ fn fill(rows: &mut Vec<(u64, Rule)>, mut ranges: Vec<Range>) {
     *rows = filled;
 }
 
+/// Gives a range another rule than it has.
+fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) {
+    let first = rows.partition_point(|(at, _)| *at < begin);
+    let behind = rows.partition_point(|(at, _)| *at <= end);
+    let before = behind.checked_sub(1).and_then(|at| rows.get(at));
+    let goes_on = before.map_or(Rule::NONE, |(_, rule)| *rule);
+    rows.splice(first..behind, [(begin, rule), (end, goes_on)]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,5 +191,21 @@ mod tests {
             (0x1300, sp(16)),
         ];
         assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn a_range_can_be_replaced() {
+        let rows = [(0x1000, sp(8)), (0x1010, sp(16)), (0x1020, sp(24))];
+        let with = |begin, end| {
+            let mut rows = rows.to_vec();
+            replace(&mut rows, (begin, end, Rule::STOP));
+            rows
+        };
+        let stop = Rule::STOP;
+        let [a, b, c] = rows;
+        assert_eq!(with(0x1008, 0x1018), [a, (0x1008, stop), (0x1018, sp(16)), c]);
+        assert_eq!(with(0x1010, 0x1020), [a, (0x1010, stop), c]);
+        assert_eq!(with(0x1000, 0x1008), [(0x1000, stop), (0x1008, sp(8)), b, c]);
+        assert_eq!(with(0x1030, 0x1040), [a, b, c, (0x1030, stop), (0x1040, sp(24))]);
     }
 }

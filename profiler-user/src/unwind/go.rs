@@ -15,34 +15,28 @@ const MAGICS: [u32; 2] = [0xffff_fff1, 0xffff_fff0];
 /// Large programs (Kubernetes) have some 100,000.
 const FUNCTIONS_MAX: u64 = 4 << 20;
 
-/// What no caller is above: where goroutines and threads of the runtime begin.
-const OUTERMOST: [&str; 6] = [
-    "runtime.goexit",
-    "runtime.goexit.abi0",
-    "runtime.mstart",
-    "runtime.mstart.abi0",
-    "runtime.rt0_go",
-    "runtime.rt0_go.abi0",
-];
+/// What no caller is above: where the stacks of goroutines and of the runtime's threads begin, and
+/// where the runtime goes over to its own stack (`mcall` to schedule, `morestack` to grow one).
+const OUTERMOST: [&str; 5] =
+    ["runtime.goexit", "runtime.mstart", "runtime.rt0_go", "runtime.mcall", "runtime.morestack"];
+/// What the linker appends to the names of functions in assembly.
+const ASSEMBLY: &[u8] = b".abi0";
 
 pub(super) fn is_go(elf: &Elf<'_>) -> bool {
     elf.has_section(LINE_TABLE) || elf.has_section(".go.buildinfo")
 }
 
-/// The frame-pointer rule for the Go text in gaps, and stops where stacks begin. A program whose
-/// function table cannot be read has the rule and no stops.
-pub(super) fn ranges(elf: &Elf<'_>, gaps: &[(u64, u64)]) -> Vec<Range> {
+/// The frame-pointer rule for the Go text in gaps: all of it in a program without `.debug_frame`.
+pub(super) fn ranges(gaps: &[(u64, u64)]) -> Vec<Range> {
     let rule = Rule::plain(CFA_FRAME_POINTER);
-    let mut ranges: Vec<Range> = gaps.iter().map(|(begin, end)| (*begin, *end, rule)).collect();
-    let in_gap = |at: &u64| gaps.iter().any(|(begin, end)| (begin..end).contains(&at));
-    let stops = outermost(elf).unwrap_or_default();
-    ranges.extend(
-        stops
-            .into_iter()
-            .filter(|(begin, _)| in_gap(begin))
-            .map(|(begin, end)| (begin.saturating_sub(1), end, Rule::STOP)),
-    );
-    ranges
+    gaps.iter().map(|(begin, end)| (*begin, *end, rule)).collect()
+}
+
+/// Where stacks begin, whatever `.debug_frame` says of it: there the "return address" of a goroutine
+/// is in the middle of `runtime.goexit`. None if the program's function table cannot be read.
+pub(super) fn stops(elf: &Elf<'_>) -> Vec<Range> {
+    let stops = outermost(elf).unwrap_or_default().into_iter();
+    stops.map(|(begin, end)| (begin.saturating_sub(1), end, Rule::STOP)).collect()
 }
 
 /// Where the functions of [`OUTERMOST`] are, by the runtime's own table
@@ -78,11 +72,12 @@ fn outermost(elf: &Elf<'_>) -> Option<Vec<(u64, u64)>> {
         // `_func.nameOff` is behind `_func.entryOff`.
         let name = functions.checked_add(function.into())?.checked_add(4)?;
         let name = names.checked_add(u32_at(name)?.into())?;
+        let begin = usize::try_from(name).ok()?;
+        let bytes = table.get(begin..)?;
         let is = |wanted: &&str| {
-            let len = u64::try_from(wanted.len()).unwrap_or(u64::MAX);
-            at(name, len.saturating_add(1))
-                .and_then(|bytes| bytes.split_last())
-                .is_some_and(|(end, bytes)| *end == 0 && bytes == wanted.as_bytes())
+            let rest = bytes.strip_prefix(wanted.as_bytes());
+            rest.map(|rest| rest.strip_prefix(ASSEMBLY).unwrap_or(rest))
+                .is_some_and(|rest| rest.first() == Some(&0))
         };
         OUTERMOST.iter().any(is).then_some(())
     };

@@ -1,0 +1,224 @@
+//! Stopped threads of real programs: the stack that our step finds is the one that gdb finds, address
+//! by address, in 99.5 of 100.
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::fmt::Write as _;
+    use std::path::Path;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use rustix::process::{Pid, Signal, kill_process};
+    use serde_json::Value;
+    use spanprof_tests::require;
+    use spanprof_tests::spanprof::Spanprof;
+    use spanprof_tests::wait::until;
+    use spanprof_tests::workload::{Program, cpu_ticks};
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+    /// How often each program is stopped.
+    const STOPS: u64 = 8;
+
+    /// Each thread's frames, without those of inlined functions and of tail calls, which gdb makes up.
+    const IN_GDB: &str = r"
+import gdb
+for thread in gdb.selected_inferior().threads():
+    thread.switch()
+    frame, counters = gdb.newest_frame(), []
+    while frame is not None and len(counters) < 128:
+        if frame.type() in (gdb.NORMAL_FRAME, gdb.SIGTRAMP_FRAME):
+            counters.append('%x' % frame.pc())
+        try:
+            frame = frame.older()
+        except gdb.error:
+            break
+    print('THREAD', thread.ptid[1], *counters)
+";
+
+    /// Killed when dropped.
+    struct Running(Child);
+
+    impl Running {
+        fn start(command: &mut Command) -> Self {
+            let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            Self(command.spawn().unwrap())
+        }
+
+        fn has_ended(&mut self) -> bool {
+            self.0.try_wait().unwrap().is_some()
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            drop(self.0.kill());
+            self.0.wait().unwrap();
+        }
+    }
+
+    fn signal(pid: u32, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn is_stopped(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, fields)| fields.trim_start().starts_with('T'))
+    }
+
+    /// By thread.
+    type Stacks = BTreeMap<u64, Vec<u64>>;
+
+    fn ours(spanprof: &Spanprof, pid: u32) -> Stacks {
+        let pid = pid.to_string();
+        let finished = spanprof.run(&["inspect", "--json", "--threads", "16", &pid]).unwrap();
+        finished.succeeded().unwrap();
+        let report: Value = serde_json::from_str(&finished.stdout).unwrap();
+        let threads = report["threads"].as_array().unwrap().iter();
+        let stack = |thread: &Value| {
+            let frames = thread["frames"].as_array()?;
+            let counters = frames.iter().filter_map(|frame| frame["ip"].as_u64());
+            Some((thread["tid"].as_u64()?, counters.collect()))
+        };
+        threads.filter_map(stack).collect()
+    }
+
+    fn by_gdb(gdb: &Path, script: &Path, pid: u32) -> Stacks {
+        let mut command = Command::new(gdb);
+        command.args(["-nx", "-batch", "-ex", "set debuginfod enabled off"]);
+        command.args(["-ex", "set backtrace past-main on", "-p", &pid.to_string(), "-x"]);
+        let output = command.arg(script).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let threads = text.lines().filter_map(|line| line.strip_prefix("THREAD "));
+        let stack = |line: &str| {
+            let mut words = line.split(' ');
+            let thread = words.next()?.parse().ok()?;
+            let counters = words.map(|word| u64::from_str_radix(word, 16).unwrap());
+            Some((thread, counters.collect()))
+        };
+        threads.filter_map(stack).collect()
+    }
+
+    /// Stops a program now and then, and compares. The command ends or not: then it is started again.
+    #[track_caller]
+    fn check(name: &str, mut command: impl FnMut() -> Command) {
+        require!(Root);
+        let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
+        let gdb = require!(Gdb);
+        let script = spanprof.path("frames.py");
+        std::fs::write(&script, IN_GDB).unwrap();
+        let mut running = Running::start(&mut command());
+        let (mut equal, mut all, mut stacks, mut different) = (0, 0, 0, Vec::new());
+        for stop in 0..STOPS {
+            // At another place each time, and not at its start.
+            let enough = 20 + 7 * stop;
+            let pid = loop {
+                let pid = running.0.id();
+                let busy = || cpu_ticks(pid).is_ok_and(|ticks| ticks >= enough % 40);
+                let there = until(DEADLINE, || busy() || is_zombie(pid));
+                assert!(there, "{name} does nothing");
+                if !running.has_ended() {
+                    break pid;
+                }
+                running = Running::start(&mut command());
+            };
+            signal(pid, Signal::STOP);
+            if !until(DEADLINE, || is_stopped(pid) || is_zombie(pid)) || is_zombie(pid) {
+                continue;
+            }
+            let (ours, theirs) = (ours(&spanprof, pid), by_gdb(&gdb, &script, pid));
+            signal(pid, Signal::CONT);
+            for (thread, ours) in &ours {
+                let Some(theirs) = theirs.get(thread) else { continue };
+                stacks += 1;
+                all += ours.len().max(theirs.len());
+                equal += ours.iter().zip(theirs).filter(|(ours, theirs)| ours == theirs).count();
+                if ours != theirs {
+                    different.push(format!("ours {ours:x?}\ngdb  {theirs:x?}"));
+                }
+            }
+        }
+        eprintln!("{name}: {stacks} stacks, {equal} of {all} addresses equal");
+        assert!(stacks >= 4 && all >= 20, "{name}: {stacks} stacks, {all} addresses");
+        assert!(equal * 1000 >= all * 995, "{name}: {equal} of {all}:\n{}", different.join("\n"));
+    }
+
+    fn is_zombie(pid: u32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, fields)| fields.trim_start().starts_with(['Z', 'X']))
+    }
+
+    fn with(program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        command
+    }
+
+    #[test]
+    fn programs_without_frame_pointers() {
+        let program = Program::compile_with("unwind", &["-fomit-frame-pointer"]).unwrap();
+        for mode in ["chain", "recurse-20", "alloca", "expression", "signal", "read", "vdso"] {
+            // Until it is killed: it has no stdin that could end.
+            check(mode, || with(program.arg(), &[mode, "1000000"]));
+        }
+    }
+
+    #[test]
+    fn python() {
+        require!(Python);
+        let source = "import json, re\nwhile True:\n d = {str(i): list(range(50)) for i in range(100)}\n \
+                      s = json.dumps(d); json.loads(s); sorted(re.findall('[0-9]+', s))";
+        check("python3", || with("python3", &["-c", source]));
+    }
+
+    #[test]
+    fn perl() {
+        require!(Perl);
+        let source = "while(1){my %h=map{$_=>$_*2}1..1000;my @s=sort{$h{$a}<=>$h{$b}}keys %h;\
+                      join(',',@s)=~/(\\d+),9/;}";
+        check("perl", || with("perl", &["-e", source]));
+    }
+
+    #[test]
+    fn a_c_compiler() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = String::from("int f0(int n) { return n; }\n");
+        for number in 1..4000 {
+            writeln!(
+                source,
+                "int f{number}(int n) {{ int s = {number}; for (int i = 0; i < n; i++) {{ s += s * i \
+                 ^ n; if (s % 7 == 3) s -= f{}(n - 1); }} return s; }}",
+                number - 1
+            )
+            .unwrap();
+        }
+        let file = folder.path().join("source.c");
+        std::fs::write(&file, source).unwrap();
+        let path = Command::new("cc").arg("-print-prog-name=cc1").output().unwrap();
+        let compiler = String::from_utf8(path.stdout).unwrap();
+        let file = file.to_str().unwrap();
+        check("cc1", || with(compiler.trim(), &["-quiet", "-O2", file, "-o", "/dev/null"]));
+    }
+
+    #[test]
+    fn a_rust_compiler() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = String::new();
+        for number in 0..1500 {
+            writeln!(
+                source,
+                "pub fn f{number}(n: usize) -> String {{ let mut v: Vec<String> = (0..n).map(|i| \
+                 format!(\"{{}}{{}}\", i, {number})).collect(); v.sort(); v.join(\",\") }}"
+            )
+            .unwrap();
+        }
+        let file = folder.path().join("source.rs");
+        std::fs::write(&file, source).unwrap();
+        let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap();
+        // Not rustup's proxy, which starts it.
+        let compiler = format!("{}/bin/rustc", String::from_utf8(sysroot.stdout).unwrap().trim());
+        let (file, out) = (file.to_str().unwrap(), folder.path().to_str().unwrap());
+        check("rustc", || with(&compiler, &["--crate-type=lib", "-O", "--out-dir", out, file]));
+    }
+}
