@@ -14,7 +14,7 @@ mod tests {
     use spanprof_tests::require;
     use spanprof_tests::spanprof::Spanprof;
     use spanprof_tests::wait::until;
-    use spanprof_tests::workload::{Program, cpu_ticks};
+    use spanprof_tests::workload::Program;
 
     const DEADLINE: Duration = Duration::from_secs(60);
     /// How often each program is stopped.
@@ -110,27 +110,34 @@ for thread in gdb.selected_inferior().threads():
         std::fs::write(&script, IN_GDB).unwrap();
         let mut running = Running::start(&mut command());
         let (mut equal, mut all, mut stacks, mut different) = (0, 0, 0, Vec::new());
+        let mut missing = 0;
+        // Not at its start, and at another place each time.
+        let mut next_stop = 20;
         for stop in 0..STOPS {
-            // At another place each time, and not at its start.
-            let enough = 20 + 7 * stop;
             let pid = loop {
                 let pid = running.0.id();
-                let busy = || cpu_ticks(pid).is_ok_and(|ticks| ticks >= enough % 40);
+                let busy = || used_ticks(pid).is_some_and(|ticks| ticks >= next_stop);
                 let there = until(DEADLINE, || busy() || is_zombie(pid));
                 assert!(there, "{name} does nothing");
                 if !running.has_ended() {
                     break pid;
                 }
                 running = Running::start(&mut command());
+                next_stop = 20 + 3 * stop;
             };
+            next_stop = used_ticks(pid).unwrap_or(next_stop) + 3 + 2 * (stop % 4);
             signal(pid, Signal::STOP);
             if !until(DEADLINE, || is_stopped(pid) || is_zombie(pid)) || is_zombie(pid) {
                 continue;
             }
             let (ours, theirs) = (ours(&spanprof, pid), by_gdb(&gdb, &script, pid));
             signal(pid, Signal::CONT);
+            missing += theirs.keys().filter(|thread| !ours.contains_key(thread)).count();
             for (thread, ours) in &ours {
-                let Some(theirs) = theirs.get(thread) else { continue };
+                let Some(theirs) = theirs.get(thread) else {
+                    missing += 1;
+                    continue;
+                };
                 stacks += 1;
                 all += ours.len().max(theirs.len());
                 equal += ours.iter().zip(theirs).filter(|(ours, theirs)| ours == theirs).count();
@@ -141,7 +148,17 @@ for thread in gdb.selected_inferior().threads():
         }
         eprintln!("{name}: {stacks} stacks, {equal} of {all} addresses equal");
         assert!(stacks >= 4 && all >= 20, "{name}: {stacks} stacks, {all} addresses");
+        assert_eq!(missing, 0, "{name}: threads that only one of the two has walked");
         assert!(equal * 1000 >= all * 995, "{name}: {equal} of {all}:\n{}", different.join("\n"));
+    }
+
+    /// The CPU time that a process has used, in user mode and in the kernel, in hundredths of a second.
+    fn used_ticks(pid: u32) -> Option<u64> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, fields) = stat.rsplit_once(')')?;
+        let ticks = |field: &str| field.parse::<u64>().ok();
+        let mut fields = fields.split(' ').skip(12);
+        Some(ticks(fields.next()?)? + ticks(fields.next()?)?)
     }
 
     fn is_zombie(pid: u32) -> bool {
