@@ -254,7 +254,7 @@ pub fn samples_of(mut chunks: &[u8]) -> Result<Vec<Taken>> {
             // The number of the process, then the record: the time first, the CPU at byte 32.
             let record = content.get(4..).context("no record")?;
             let boot_ns = record.first_chunk().context("a record is cut")?;
-            let cpu = record.get(32..).and_then(<[u8]>::first_chunk).context("a record is cut")?;
+            let cpu = record.get(40..).and_then(<[u8]>::first_chunk).context("a record is cut")?;
             let (boot_ns, cpu) = (u64::from_ne_bytes(*boot_ns), u32::from_ne_bytes(*cpu));
             samples.push(Taken { boot_ns, cpu });
         }
