@@ -251,7 +251,7 @@ pub fn samples_of(mut chunks: &[u8]) -> Result<Vec<Taken>> {
         let (content, rest) = rest.split_at_checked(len).context("a chunk is cut")?;
         chunks = rest;
         if tag == b'S' {
-            // The number of the process, then the record: the time first, the CPU at byte 32.
+            // The number of the process, then the record: the time first, the CPU at byte 40.
             let record = content.get(4..).context("no record")?;
             let boot_ns = record.first_chunk().context("a record is cut")?;
             let cpu = record.get(40..).and_then(<[u8]>::first_chunk).context("a record is cut")?;

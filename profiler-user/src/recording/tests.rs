@@ -90,14 +90,16 @@ fn chunks_that_nobody_writes_are_refused() {
 }
 
 proptest! {
+    /// The checksum at the end finds what the chunks do not. A few bits of a gzip stream mean nothing:
+    /// then what is read is what was stored.
     #[test]
-    fn a_damaged_file_is_an_error(at in 0_usize..2000, flip in 1_u8..) {
-        let mut file = recorded();
+    fn a_damaged_file_is_an_error_or_says_the_same(at in 0_usize..2000, flip in 1_u8..) {
+        let whole = recorded();
+        let mut file = whole.clone();
         let at = at % file.len();
         file[at] ^= flip;
-        // The checksum at the end finds what the chunks do not, but for the parts of the gzip
-        // header that mean nothing to a reader: flags of its kind, time and system.
-        let meaningless = MAGIC.len() + 3..MAGIC.len() + 10;
-        prop_assert!(meaningless.contains(&at) || read(&file).is_err(), "byte {at}");
+        if let Ok(found) = read(&file) {
+            prop_assert_eq!(found, read(&whole).unwrap(), "byte {} of {}", at, whole.len());
+        }
     }
 }
