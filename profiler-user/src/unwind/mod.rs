@@ -9,6 +9,8 @@ mod cfi;
 mod elf;
 #[cfg(test)]
 mod form_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod go;
 #[cfg(test)]
 mod hostile_tests;
