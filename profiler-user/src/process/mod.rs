@@ -17,6 +17,8 @@ mod images;
 mod looks;
 mod mapped_file;
 mod maps;
+#[cfg(test)]
+mod maps_fuzz_tests;
 mod mount_info;
 mod perf_map;
 mod proc_fs;

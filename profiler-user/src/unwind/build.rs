@@ -76,14 +76,15 @@ fn eh_frame_by_header(elf: &Elf<'_>) -> Result<Option<Section>, BuildError> {
         return Ok(None);
     };
     // It ends in a terminator, somewhere in its segment.
-    elf.memory(address, u64::MAX)
+    elf.memory(address, elf.limits.section_bytes)
 }
 
-/// The parts of the text that no row describes. Padding between functions is none.
+/// The parts of the text that no row describes, in ascending order. Padding between functions is
+/// none.
 fn gaps(segments: &[LoadSegment], rows: &[(u64, Rule)]) -> Vec<(u64, u64)> {
     let mut gaps = Vec::new();
-    for segment in segments.iter().filter(|segment| segment.executable) {
-        let (mut at, end) = (segment.address, segment.end());
+    for (begin, end) in text(segments) {
+        let mut at = begin;
         let first = rows.partition_point(|(row, _)| *row <= at);
         let mut described = first
             .checked_sub(1)
@@ -103,6 +104,22 @@ fn gaps(segments: &[LoadSegment], rows: &[(u64, Rule)]) -> Vec<(u64, u64)> {
         }
     }
     gaps
+}
+
+/// Where there is text, in ascending order. Segments of a file that is made to harm can overlap, and
+/// each would have the same gaps again.
+fn text(segments: &[LoadSegment]) -> Vec<(u64, u64)> {
+    let executable = segments.iter().filter(|segment| segment.executable);
+    let mut ranges: Vec<_> = executable.map(|segment| (segment.address, segment.end())).collect();
+    ranges.sort_unstable();
+    let mut joined: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (begin, end) in ranges {
+        match joined.last_mut() {
+            Some((_, last)) if begin <= *last => *last = end.max(*last),
+            _ => joined.push((begin, end)),
+        }
+    }
+    joined
 }
 
 /// Gives rules to ranges that lie in gaps. Of two that overlap, the one that begins later counts
@@ -127,25 +144,33 @@ fn fill(rows: &mut Vec<(u64, Rule)>, mut ranges: Vec<Range>) {
         open.push((end, rule));
     }
     close(u64::MAX, &mut open, &mut added);
-    // Where a gap begins, a range in it counts; where a range ends, what was there.
-    let (mut merged, described): (Vec<_>, Vec<_>) =
-        std::mem::take(rows).into_iter().partition(|(_, rule)| *rule == Rule::NONE);
-    merged.extend(added);
-    merged.extend(described);
-    merged.sort_by_key(|(at, _)| *at);
-    let mut filled: Vec<(u64, Rule)> = Vec::with_capacity(merged.len());
-    for (at, rule) in merged {
-        match filled.last_mut() {
-            Some((last, known)) if *last == at => *known = rule,
-            Some((_, known)) if *known == rule => {}
-            _ => filled.push((at, rule)),
+    // Of what begins at the same address, a range counts before the end of a description, and a
+    // description before a range.
+    let described = std::mem::take(rows);
+    let mut filled: Vec<(u64, Rule)> =
+        Vec::with_capacity(described.len().saturating_add(added.len()));
+    let mut push = |(at, rule): (u64, Rule)| match filled.last_mut() {
+        Some((last, known)) if *last == at => *known = rule,
+        Some((_, known)) if *known == rule => {}
+        _ => filled.push((at, rule)),
+    };
+    let mut added = added.into_iter().peekable();
+    for (at, rule) in described {
+        let ends = rule == Rule::NONE;
+        while let Some(range) = added.next_if(|(from, _)| *from < at || (*from == at && !ends)) {
+            push(range);
         }
+        push((at, rule));
     }
+    added.for_each(push);
     *rows = filled;
 }
 
-/// Gives a range another rule than it has.
+/// Gives a range another rule than it has. It costs as much as there are rows behind it.
 fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) {
+    if begin >= end {
+        return;
+    }
     let first = rows.partition_point(|(at, _)| *at < begin);
     let behind = rows.partition_point(|(at, _)| *at <= end);
     let before = behind.checked_sub(1).and_then(|at| rows.get(at));
@@ -173,6 +198,13 @@ mod tests {
         let expected = [(0x1000, 0x1100), (0x1200, 0x1300), (0x5000, 0x5100)];
         assert_eq!(gaps(&segments, &rows), expected);
         assert_eq!(gaps(&segments, &[]), [(0x1000, 0x2000), (0x5000, 0x5100)]);
+    }
+
+    #[test]
+    fn segments_that_overlap_have_their_gaps_once() {
+        let rows = [(0x1100, sp(8)), (0x1200, Rule::NONE)];
+        let segments = [text(0x1800, 0x1000), text(0x1000, 0x1000), text(0x1000, 0x1000)];
+        assert_eq!(gaps(&segments, &rows), [(0x1000, 0x1100), (0x1200, 0x2800)]);
     }
 
     #[test]

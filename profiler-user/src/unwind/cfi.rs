@@ -6,26 +6,49 @@ use std::collections::HashMap;
 
 use gimli::{
     BaseAddresses, CieOrFde, CommonInformationEntry, DebugFrame, EhFrame, EndianSlice,
-    FrameDescriptionEntry, LittleEndian, UnwindContext, UnwindOffset, UnwindSection, Vendor,
+    FrameDescriptionEntry, LittleEndian, Register, RegisterRule, UnwindContext,
+    UnwindContextStorage, UnwindOffset, UnwindSection, UnwindTableRow, Vendor,
 };
 use profiler_common::unwind::{CFA_SIGNAL, Rule};
 
 use super::elf::{Elf, Machine, Section};
 use super::rules::{Expressions, rule};
 use super::table::TableStats;
+use super::work::Work;
 use super::{BuildError, Limits};
 
 /// Between functions, so many bytes at most are padding, which is never run.
 pub(super) const PADDING_MAX: u64 = 15;
 
-/// Instructions of common entries are evaluated for each function again. This many times the
-/// section's size, and no more, or a small file could take hours.
-const WORK_FACTOR: usize = 32;
-const WORK_MIN: usize = 64 << 20;
+/// How many registers a row may have rules for. x86-64 code describes 17 at most, aarch64 code some
+/// 30; gimli's own limit of 192 makes each copy of a row four times as large.
+const REGISTERS_MAX: usize = 48;
+
+/// Common entries that are remembered; files have some ten.
+const CIES_MAX: usize = 1024;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 type Cie<'a> = CommonInformationEntry<Bytes<'a>>;
-type Fde<'a> = FrameDescriptionEntry<Bytes<'a>>;
+pub(super) type Fde<'a> = FrameDescriptionEntry<Bytes<'a>>;
+
+/// Room for one row, and for those that its function remembers.
+pub(super) struct Storage;
+
+impl UnwindContextStorage<usize> for Storage {
+    type Rules = [(Register, RegisterRule<usize>); REGISTERS_MAX];
+    type Stack = Box<[Row; 4]>;
+}
+
+/// What holds for some addresses of a function.
+pub(super) type Row = UnwindTableRow<usize, Storage>;
+
+/// A described function: where it begins, and where its description is in the section. A section
+/// can hold millions of them, and a parsed one is fifteen times as large.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    begin: u64,
+    at: usize,
+}
 
 /// Rows in ascending order: from this address on, this rule holds.
 #[derive(Debug, Default)]
@@ -42,6 +65,10 @@ impl Rows {
             Some((_, last)) if *last == rule => {}
             _ => self.rows.push((from, rule)),
         }
+    }
+
+    fn within(&self, limits: Limits) -> Result<(), BuildError> {
+        if self.rows.len() > limits.rows { Err(BuildError::TooLarge("rows")) } else { Ok(()) }
     }
 }
 
@@ -93,16 +120,17 @@ where
     S::Offset: UnwindOffset<usize>,
 {
     let mut found = Rows::default();
-    let fdes = functions(section, bases, &mut found.stats);
-    let mut context = UnwindContext::new();
-    let mut work = bytes.bytes.len().saturating_mul(WORK_FACTOR).max(WORK_MIN);
+    let mut cies = Cies::default();
+    let functions = functions(section, bases, limits, &mut cies, &mut found.stats)?;
+    let mut context = UnwindContext::new_in();
+    let mut work = Work::of_section(bytes.bytes.len());
     let mut behind = 0_u64;
-    for (index, fde) in fdes.iter().enumerate() {
-        let cost = fde.entry_len().saturating_add(fde.cie().entry_len());
-        work = work
-            .checked_sub(cost)
-            .ok_or(BuildError::TooLarge("work for call frame information"))?;
-        let next = fdes.get(index.saturating_add(1)).map_or(u64::MAX, Fde::initial_address);
+    for (index, function) in functions.iter().enumerate() {
+        let next = functions.get(index.saturating_add(1)).map_or(u64::MAX, |next| next.begin);
+        let fde = section.fde_from_offset(bases, function.at.into(), cies.get());
+        // It could be parsed before.
+        let Ok(fde) = fde else { continue };
+        work.charge(&bytes.bytes, &fde)?;
         // Of two that overlap, the later one counts from where it begins.
         let end = fde.end_address().min(next);
         if end <= fde.initial_address() {
@@ -112,11 +140,9 @@ where
         if !found.rows.is_empty() && fde.initial_address().saturating_sub(behind) > PADDING_MAX {
             found.push(behind, Rule::NONE);
         }
-        add_function(section, bases, machine, bytes, fde, end, &mut context, &mut found);
+        let function = Function { section, bases, machine, bytes, fde: &fde, end };
+        function.add_to(&mut found, &mut context, limits)?;
         behind = end;
-        if found.rows.len() > limits.rows {
-            return Err(BuildError::TooLarge("rows"));
-        }
     }
     if behind != 0 {
         found.push(behind, Rule::NONE);
@@ -125,13 +151,18 @@ where
 }
 
 /// Every function that is described, by address; of two that begin at the same, the first.
-fn functions<'a, S>(section: &S, bases: &BaseAddresses, stats: &mut TableStats) -> Vec<Fde<'a>>
+fn functions<'a, S>(
+    section: &S,
+    bases: &BaseAddresses,
+    limits: Limits,
+    cies: &mut Cies<'a>,
+    stats: &mut TableStats,
+) -> Result<Vec<Place>, BuildError>
 where
     S: UnwindSection<Bytes<'a>>,
     S::Offset: UnwindOffset<usize>,
 {
-    let mut cies: HashMap<usize, Cie<'a>> = HashMap::new();
-    let mut fdes: Vec<Fde<'a>> = Vec::new();
+    let mut places: Vec<Place> = Vec::new();
     let mut entries = section.entries(bases);
     loop {
         let partial = match entries.next() {
@@ -144,65 +175,97 @@ where
                 break;
             }
         };
-        let parsed = partial.parse(|section, bases, offset| {
-            if let Some(cie) = cies.get(&UnwindOffset::into(offset)) {
+        match partial.parse(cies.get()) {
+            // A function that the linker threw away is at 0.
+            Ok(fde) if fde.initial_address() != 0 && fde.len() != 0 => {
+                places.push(Place { begin: fde.initial_address(), at: fde.offset() });
+            }
+            Ok(_) | Err(_) => stats.fdes_skipped = stats.fdes_skipped.saturating_add(1),
+        }
+        if places.len() > limits.rows {
+            return Err(BuildError::TooLarge("functions"));
+        }
+    }
+    stats.fdes = places.len();
+    places.sort_by_key(|place| place.begin);
+    places.dedup_by_key(|place| place.begin);
+    Ok(places)
+}
+
+/// Common entries, by where they are.
+#[derive(Default)]
+struct Cies<'a>(HashMap<usize, Cie<'a>>);
+
+impl<'a> Cies<'a> {
+    /// What gimli asks for the common entry of a function.
+    fn get<S>(&mut self) -> impl FnMut(&S, &BaseAddresses, S::Offset) -> gimli::Result<Cie<'a>>
+    where
+        S: UnwindSection<Bytes<'a>>,
+        S::Offset: UnwindOffset<usize>,
+    {
+        |section, bases, offset| {
+            if let Some(cie) = self.0.get(&UnwindOffset::into(offset)) {
                 return Ok(cie.clone());
             }
             let cie = section.cie_from_offset(bases, offset)?;
-            cies.insert(UnwindOffset::into(offset), cie.clone());
+            if self.0.len() >= CIES_MAX {
+                self.0.clear();
+            }
+            self.0.insert(UnwindOffset::into(offset), cie.clone());
             Ok(cie)
-        });
-        match parsed {
-            // A function that the linker threw away is at 0.
-            Ok(fde) if fde.initial_address() != 0 && fde.len() != 0 => fdes.push(fde),
-            Ok(_) | Err(_) => stats.fdes_skipped = stats.fdes_skipped.saturating_add(1),
         }
     }
-    stats.fdes = fdes.len();
-    fdes.sort_by_key(Fde::initial_address);
-    fdes.dedup_by_key(|fde| fde.initial_address());
-    fdes
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a function's rows depend on")]
-fn add_function<'a, S>(
-    section: &S,
-    bases: &BaseAddresses,
+/// A function, and what its rows depend on.
+struct Function<'s, 'a, S> {
+    section: &'s S,
+    bases: &'s BaseAddresses,
     machine: Machine,
-    bytes: &Section,
-    fde: &Fde<'a>,
+    bytes: &'a Section,
+    fde: &'s Fde<'a>,
+    /// Where it ends, or the next one begins.
     end: u64,
-    context: &mut UnwindContext<usize>,
-    found: &mut Rows,
-) where
-    S: UnwindSection<Bytes<'a>>,
-{
-    if fde.is_signal_trampoline() {
-        found.push(fde.initial_address(), Rule::plain(CFA_SIGNAL));
-        return;
-    }
-    let Ok(mut table) = fde.rows(section, bases, context) else {
-        found.stats.fdes_skipped = found.stats.fdes_skipped.saturating_add(1);
-        return found.push(fde.initial_address(), Rule::UNSUPPORTED);
-    };
-    let mut at = fde.initial_address();
-    loop {
-        match table.next_row() {
-            Ok(Some(row)) => {
-                if row.start_address() >= end || row.start_address() < at {
-                    return;
+}
+
+impl<'a, S: UnwindSection<Bytes<'a>>> Function<'_, 'a, S> {
+    fn add_to(
+        &self,
+        found: &mut Rows,
+        context: &mut UnwindContext<usize, Storage>,
+        limits: Limits,
+    ) -> Result<(), BuildError> {
+        let Self { section, bases, machine, bytes, fde, end } = *self;
+        let mut at = fde.initial_address();
+        if fde.is_signal_trampoline() {
+            found.push(at, Rule::plain(CFA_SIGNAL));
+            return found.within(limits);
+        }
+        let Ok(mut table) = fde.rows(section, bases, context) else {
+            found.stats.fdes_skipped = found.stats.fdes_skipped.saturating_add(1);
+            found.push(at, Rule::UNSUPPORTED);
+            return found.within(limits);
+        };
+        loop {
+            found.within(limits)?;
+            match table.next_row() {
+                Ok(Some(row)) => {
+                    if row.start_address() >= end || row.start_address() < at {
+                        return Ok(());
+                    }
+                    at = row.start_address();
+                    let rule = rule(machine, row, Expressions(&bytes.bytes));
+                    if rule == Rule::UNSUPPORTED {
+                        found.stats.unsupported = found.stats.unsupported.saturating_add(1);
+                    }
+                    found.push(at, rule);
                 }
-                at = row.start_address();
-                let rule = rule(machine, row, Expressions(&bytes.bytes));
-                if rule == Rule::UNSUPPORTED {
-                    found.stats.unsupported = found.stats.unsupported.saturating_add(1);
+                Ok(None) => return Ok(()),
+                Err(_error) => {
+                    found.stats.fdes_skipped = found.stats.fdes_skipped.saturating_add(1);
+                    found.push(at, Rule::UNSUPPORTED);
+                    return found.within(limits);
                 }
-                found.push(at, rule);
-            }
-            Ok(None) => return,
-            Err(_error) => {
-                found.stats.fdes_skipped = found.stats.fdes_skipped.saturating_add(1);
-                return found.push(at, Rule::UNSUPPORTED);
             }
         }
     }

@@ -30,7 +30,7 @@ pub(super) enum Machine {
 /// An ELF file's headers.
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
-    limits: Limits,
+    pub(super) limits: Limits,
     pub(super) machine: Machine,
     pub(super) entry: u64,
     segments: Vec<ProgramHeader64<LE>>,

@@ -14,6 +14,8 @@ const LINE_TABLE: &str = ".gopclntab";
 const MAGICS: [u32; 2] = [0xffff_fff1, 0xffff_fff0];
 /// Large programs (Kubernetes) have some 100,000.
 const FUNCTIONS_MAX: u64 = 4 << 20;
+/// Each name of [`OUTERMOST`] is there once or twice.
+const OUTERMOST_MAX: usize = 64;
 
 /// What no caller is above: where the stacks of goroutines and of the runtime's threads begin, and
 /// where the runtime goes over to its own stack (`mcall` to schedule, `morestack` to grow one).
@@ -86,7 +88,10 @@ fn outermost(elf: &Elf<'_>) -> Option<Vec<(u64, u64)>> {
         let Some((begin, function)) = entry(index) else { break };
         if name_is_outermost(function).is_some() {
             let (end, _) = entry(index.saturating_add(1)).unwrap_or((begin.saturating_add(16), 0));
-            found.push((text.saturating_add(begin.into()), text.saturating_add(end.into())));
+            // The table is sorted, unless someone means harm.
+            if begin < end && found.len() < OUTERMOST_MAX {
+                found.push((text.saturating_add(begin.into()), text.saturating_add(end.into())));
+            }
         }
     }
     Some(found)

@@ -7,10 +7,19 @@
 mod build;
 mod cfi;
 mod elf;
+#[cfg(test)]
+mod form_tests;
+#[cfg(test)]
+mod fuzz_tests;
 mod go;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
+mod made_elf;
 mod restorer;
 mod rules;
 mod table;
+mod work;
 
 pub use build::build;
 pub use table::{LoadSegment, Source, TableStats, TextLayout, UnwindTable};

@@ -2,6 +2,7 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
+use memchr::memmem;
 use profiler_common::unwind::{CFA_SIGNAL, Rule};
 
 use super::build::Range;
@@ -31,7 +32,7 @@ pub(super) fn signal_returns(elf: &Elf<'_>, gaps: &[(u64, u64)]) -> Vec<Range> {
         // Text that cannot be read is text without such code.
         let Ok(Some(text)) = elf.memory(*begin, len) else { continue };
         for pattern in patterns {
-            for at in find_all(&text.bytes, pattern) {
+            for at in memmem::find_iter(&text.bytes, pattern) {
                 let from = begin.saturating_add(u64::try_from(at).unwrap_or(u64::MAX));
                 let until = from.saturating_add(u64::try_from(pattern.len()).unwrap_or(0));
                 found.push((from.saturating_sub(1), until, Rule::plain(CFA_SIGNAL)));
@@ -42,12 +43,4 @@ pub(super) fn signal_returns(elf: &Elf<'_>, gaps: &[(u64, u64)]) -> Vec<Range> {
         }
     }
     found
-}
-
-fn find_all(bytes: &[u8], pattern: &[u8]) -> impl Iterator<Item = usize> {
-    let matches = move |window: &[u8]| window == pattern;
-    bytes.windows(pattern.len().max(1)).enumerate().filter_map(move |(at, window)| {
-        // A program without any has few first bytes that match.
-        matches(window).then_some(at)
-    })
 }

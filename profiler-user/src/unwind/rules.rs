@@ -2,13 +2,14 @@
 
 use gimli::{
     CfaRule, EndianSlice, Expression, LittleEndian, Operation, Register, RegisterRule,
-    UnwindExpression, UnwindTableRow,
+    UnwindExpression,
 };
 use profiler_common::unwind::{
     CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_PLT, CFA_REGISTER, CFA_SP, Rule, SAVED_LINK, SAVED_PAIR,
     SAVED_RA, SAVED_RA_AT, SAVED_RA_FP, SAVED_RA_FP_LOST, SAVED_RA_IN_REGISTER,
 };
 
+use super::cfi::Row;
 use super::elf::Machine;
 
 /// DWARF numbers (System V psABI figure 3.36; AADWARF64 4.1).
@@ -29,11 +30,7 @@ const X86_64_REGISTERS: u16 = 15;
 pub(super) struct Expressions<'a>(pub(super) &'a [u8]);
 
 /// A row's rule.
-pub(super) fn rule(
-    machine: Machine,
-    row: &UnwindTableRow<usize>,
-    expressions: Expressions<'_>,
-) -> Rule {
+pub(super) fn rule(machine: Machine, row: &Row, expressions: Expressions<'_>) -> Rule {
     let numbers = match machine {
         Machine::X86_64 => X86_64,
         Machine::Aarch64 => AARCH64,
