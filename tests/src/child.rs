@@ -71,14 +71,20 @@ impl Watched {
     }
 
     /// Waits until it has ended, and nobody has its stdout and stderr any more.
-    pub(crate) fn finish(mut self) -> Result<Said> {
-        let until = Instant::now() + DEADLINE;
+    pub(crate) fn finish(self) -> Result<Said> {
+        self.finish_within(DEADLINE)
+    }
+
+    /// As [`finish`](Self::finish), for what may take longer or shorter.
+    pub(crate) fn finish_within(mut self, deadline: Duration) -> Result<Said> {
+        let until = Instant::now() + deadline;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
             }
             if Instant::now() >= until {
-                bail!("it has not ended; stderr: {}", self.stderr.so_far());
+                let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+                bail!("it has not ended; stdout: {stdout}; stderr: {stderr}");
             }
             std::thread::sleep(POLL_INTERVAL);
         };

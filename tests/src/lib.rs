@@ -17,4 +17,6 @@ pub mod pushed;
 pub mod pyroscope;
 pub mod relay;
 
+pub mod virtual_machine;
+
 mod child;

@@ -44,14 +44,17 @@ impl std::fmt::Display for Missing {
 /// | `Gdb` | the path of the GNU debugger |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 ///
+/// | `Qemu` | the path of QEMU for x86-64, with the files that it needs |
+/// | `Kernel("6.1")` | the path of the image of this kernel |
+///
 /// A test that returns a value names it: `require!(Root, Ok(()))`.
 #[macro_export]
 macro_rules! require {
-    ($what:ident) => {
-        $crate::require!($what, ())
+    ($what:ident $(($which:literal))?) => {
+        $crate::require!($what $(($which))?, ())
     };
-    ($what:ident, $value:expr) => {
-        match $crate::require_one!($what) {
+    ($what:ident $(($which:literal))?, $value:expr) => {
+        match $crate::require_one!($what $(($which))?) {
             Ok(found) => found,
             Err(missing) => {
                 fn here() {}
@@ -98,6 +101,12 @@ macro_rules! require_one {
     };
     (Perl) => {
         $crate::require::program("perl")
+    };
+    (Qemu) => {
+        $crate::require::file("SPANPROF_QEMU", "run the tests by `cargo xtask test`")
+    };
+    (Kernel($version:literal)) => {
+        $crate::require::kernel($version)
     };
     (CpuHotplug) => {
         $crate::require::cpu_hotplug()
@@ -188,6 +197,19 @@ fn named_file(variable: &str, value: Option<OsString>, remedy: &str) -> Result<P
     } else {
         Err(Missing(format!("{variable}: no file {}", path.display())))
     }
+}
+
+/// The image of a kernel that set-up fetched.
+///
+/// # Errors
+/// If the variable `SPANPROF_KERNELS` is not set, or the folder that it names has none.
+pub fn kernel(version: &str) -> Result<PathBuf, Missing> {
+    let folder = env::var_os("SPANPROF_KERNELS").map(PathBuf::from).unwrap_or_default();
+    let image = folder.join(version);
+    if folder.is_absolute() && image.is_file() {
+        return Ok(image);
+    }
+    Err(Missing(format!("no image of Linux {version}: run the tests by `cargo xtask test`")))
 }
 
 /// Called by [`require!`] from inside a test, with the name of a function in it.

@@ -1,7 +1,9 @@
 //! Debian packages without installing them: downloaded as a plain user, unpacked into a folder.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -30,17 +32,51 @@ impl Apt {
     /// Freshly fetched lists in `folder`, from the sources that the machine itself uses: its
     /// lists are missing or stale, and to change them is the administrator's business.
     pub(crate) fn private(folder: &Path) -> Result<Self> {
+        let machine = ask(Command::new("apt-config").arg("dump"))?;
+        Self::with_config(folder, &private_config(&machine, folder))
+    }
+
+    /// Freshly fetched lists in `folder` of suites of Debian at `site`, whatever the machine has.
+    pub(crate) fn of_suites(folder: &Path, site: &str, suites: &[&str]) -> Result<Self> {
+        let sources = folder.join("sources.list");
+        // Where it is not, the keys that the machine trusts for everything must do.
+        let keys = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+        let signed = keys.is_file().then(|| format!("[signed-by={}] ", keys.display()));
+        let signed = signed.unwrap_or_default();
+        let lines = suites.iter().map(|suite| format!("deb {signed}{site} {suite} main\n"));
+        fs::write(&sources, lines.collect::<String>())
+            .with_context(|| format!("cannot write {}", sources.display()))?;
+        let machine = ask(Command::new("apt-config").arg("dump"))?;
+        let mut config = private_config(&machine, folder);
+        config.push_str(&format!(
+            "Dir::Etc::sourcelist \"{}\";\nDir::Etc::sourceparts \"/dev/null\";\n",
+            sources.display()
+        ));
+        Self::with_config(folder, &config)
+    }
+
+    fn with_config(folder: &Path, text: &str) -> Result<Self> {
         for name in ["state/lists/partial", "archives/partial", "parts"] {
             let path = folder.join(name);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
-        let machine = ask(Command::new("apt-config").arg("dump"))?;
         let config = folder.join("apt.conf");
-        fs::write(&config, private_config(&machine, folder))
-            .with_context(|| format!("cannot write {}", config.display()))?;
+        fs::write(&config, text).with_context(|| format!("cannot write {}", config.display()))?;
         let apt = Self { private: Some(config) };
         exec(apt.command("apt-get").args(["-qq", "update"]))?;
         Ok(apt)
+    }
+
+    /// Where the machine takes Debian from.
+    pub(crate) fn debian_site(&self) -> Result<String> {
+        let sites = ask(self.command("apt-get").args(["indextargets", "--format", "$(SITE)"]))?;
+        debian_site(&sites).context("this machine takes its packages from another archive")
+    }
+
+    /// The packages whose names start with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let names = ask(self.command("apt-cache").args(["pkgnames", prefix]))?;
+        Ok(names.lines().map(str::to_owned).collect())
     }
 
     /// The newest version of `package` that starts with `release`.
@@ -118,6 +154,32 @@ pub(crate) fn unpack(debs: &Path, root: &Path, wanted: impl Fn(&str) -> bool) ->
     Ok(())
 }
 
+/// A script in `root/bin` that runs a program of unpacked packages, with the libraries there.
+///
+/// `command` may name the folder by `$root`: the cache may move.
+pub(crate) fn write_wrapper(root: &Path, name: &str, command: &str) -> Result<()> {
+    let path = root.join("bin").join(name);
+    let script = format!(
+        "#!/bin/sh\n\
+         root=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
+         LD_LIBRARY_PATH={} exec {command} \"$@\"\n",
+        libraries_below(Path::new("$root"))
+    );
+    let write = || -> std::io::Result<()> {
+        fs::create_dir_all(root.join("bin"))?;
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Where Debian's packages of this architecture keep libraries, as a search path.
+pub(crate) fn libraries_below(root: &Path) -> String {
+    let root = root.display();
+    let triplet = format!("{}-linux-gnu", env::consts::ARCH);
+    format!("{root}/usr/lib/{triplet}:{root}/lib/{triplet}")
+}
+
 /// The machine's configuration (its proxies, its sources) with another place for the state, and
 /// without the commands that the machine runs after an update.
 fn private_config(machine: &str, folder: &Path) -> String {
@@ -137,6 +199,12 @@ fn private_config(machine: &str, folder: &Path) -> String {
          APT::Sandbox::User \"root\";\n"
     ));
     config
+}
+
+/// The first that ends as the archive of Debian does, and not as that of its security updates.
+fn debian_site(sites: &str) -> Option<String> {
+    let mut sites = sites.lines().map(|site| site.trim_end_matches('/'));
+    sites.find(|site| site.ends_with("/debian")).map(str::to_owned)
 }
 
 /// From `apt-cache madison`: newest first, `package | version | source`.
@@ -184,6 +252,13 @@ mod tests {
     fn an_epoch_is_no_part_of_a_release() {
         let table = "libllvm22 | 1:22.1.8-1~deb12u1 | http://mirror main amd64 Packages";
         assert_eq!(pick_version(table, "22").as_deref(), Some("1:22.1.8-1~deb12u1"));
+    }
+
+    #[test]
+    fn the_site_of_debian_is_not_that_of_its_security_updates() {
+        let sites = "https://other/apt\nhttp://mirror/debian-security\nhttp://mirror/debian/\n";
+        assert_eq!(debian_site(sites).as_deref(), Some("http://mirror/debian"));
+        assert_eq!(debian_site("http://mirror/ubuntu\n"), None);
     }
 
     #[test]

@@ -4,9 +4,6 @@
 //! the cache (installing it would remove a user's own `rustc`). Elsewhere: a nightly of rustup's
 //! with rust-src, in a `RUSTUP_HOME` of its own, and the distribution's LLVM.
 
-use std::env;
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -62,7 +59,8 @@ fn debian(cache: &Path) -> Result<()> {
         step("unpacking the BPF compiler");
         let root = partial.dir("rust")?;
         apt::unpack(&debs, &root, |package| !build_only.iter().any(|name| name == package))?;
-        write_wrapper(&root)?;
+        // The compiler finds its libraries beside itself, wherever the cache is.
+        apt::write_wrapper(&root, "rustc", "\"$root/usr/bin/rustc\"")?;
         cache::publish(&root, &rust)?;
         ask(Command::new(rust.join("bin/rustc")).arg("-V"))
             .context("the unpacked compiler does not run on this machine")?;
@@ -74,13 +72,13 @@ fn debian(cache: &Path) -> Result<()> {
     // Relative to the linker itself, so that the cache may move; and of the kind that also finds
     // the libraries of the libraries.
     let rust_name = rust.file_name().context("the compiler's folder has no name")?;
-    let rpath = libraries_below(&Path::new("$ORIGIN/../..").join(rust_name));
+    let rpath = apt::libraries_below(&Path::new("$ORIGIN/../..").join(rust_name));
     let flags = format!("-Clink-arg=-Wl,--disable-new-dtags,-rpath,{rpath}");
     let built = build_linker(&partial, &format!("llvm-{DEBIAN_LLVM}"), |command| {
         command
             .env(format!("LLVM_SYS_{DEBIAN_LLVM}1_PREFIX"), &llvm)
             .env("LLVM_PREFIX", &llvm)
-            .env("LD_LIBRARY_PATH", libraries_below(&root))
+            .env("LD_LIBRARY_PATH", apt::libraries_below(&root))
             .env("RUSTFLAGS", flags);
     })?;
     cache::publish(&built, &linker)?;
@@ -117,36 +115,12 @@ fn download(partial: &Partial, debs: &Path) -> Result<Vec<String>> {
     Ok(build_only)
 }
 
-/// The compiler finds its libraries beside itself, wherever the cache is.
-fn write_wrapper(root: &Path) -> Result<()> {
-    let path = root.join("bin/rustc");
-    let script = format!(
-        "#!/bin/sh\n\
-         root=$(dirname \"$(dirname \"$(readlink -f \"$0\")\")\")\n\
-         LD_LIBRARY_PATH={} exec \"$root/usr/bin/rustc\" \"$@\"\n",
-        libraries_below(Path::new("$root"))
-    );
-    let write = || -> std::io::Result<()> {
-        fs::create_dir_all(root.join("bin"))?;
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
-}
-
 fn rust_works(root: &Path) -> bool {
     ask(Command::new(root.join("bin/rustc")).arg("-V")).is_ok()
 }
 
 fn linker_works(root: &Path) -> bool {
     ask(Command::new(root.join("bin/bpf-linker")).arg("--version")).is_ok()
-}
-
-/// Where Debian's packages of this architecture keep libraries, as a search path.
-fn libraries_below(root: &Path) -> String {
-    let root = root.display();
-    let triplet = format!("{}-linux-gnu", env::consts::ARCH);
-    format!("{root}/usr/lib/{triplet}:{root}/lib/{triplet}")
 }
 
 fn nightly(cache: &Path) -> Result<()> {

@@ -29,6 +29,7 @@ mod ci;
 
 mod bpf_tools;
 mod pyroscope;
+mod guests;
 
 /// Set-up, builds, tests and checks of spanprof.
 #[derive(Parser)]
@@ -74,6 +75,14 @@ enum Command {
     },
     /// Run all tests, and tell which did not run.
     Test,
+    /// Run the tests of the BPF programs on other kernels, in virtual machines.
+    ///
+    /// Each loads them, walks stacks by table and reads spans. `cargo xtask test` runs them too.
+    VmTest {
+        /// Which; all if none is named.
+        #[arg(value_parser = guests::KERNELS.map(|kernel| kernel.name))]
+        kernels: Vec<String>,
+    },
     /// Check the invariants of ARCHITECTURE.md that text can check.
     Tidy,
     /// Generate the Rust code of the protobuf messages, which is checked in.
@@ -97,6 +106,7 @@ fn main() -> ExitCode {
             bench::unwind::command(vs.as_deref())
         }
         Command::Test => test::run(test::Missing::Skips),
+        Command::VmTest { kernels } => test::virtual_machines(&kernels),
         Command::Tidy => tidy::run(),
         Command::Codegen { check } => codegen::run(check),
         Command::Ci => ci::run(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, bpf_tools, cache, deny, pyroscope};
+use crate::{bpf_toolchain, bpf_tools, cache, deny, guests, pyroscope};
 
 /// A set of tools that some command needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,7 +30,8 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     let cache = cache::dir()?;
     let mut missing = bpf_toolchain::find().is_err();
-    missing |= tools >= Tools::Test && pyroscope::is_missing(&cache)?;
+    missing |=
+        tools >= Tools::Test && (pyroscope::is_missing(&cache)? || guests::is_missing(&cache));
     missing |= tools >= Tools::All && deny::is_missing(&cache);
     if missing {
         // Another set-up may have installed it by the time the lock is ours.
@@ -40,6 +41,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         }
         if tools >= Tools::Test {
             pyroscope::install(&cache)?;
+            guests::install(&cache)?;
         }
         if tools >= Tools::All {
             deny::install(&cache)?;
@@ -52,6 +54,9 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     }
     if tools >= Tools::Test && !pyroscope::is_missing(&cache)? {
         step(&format!("Pyroscope: {}", pyroscope::binaries(&cache)?.server.display()));
+    }
+    if tools >= Tools::Test && !guests::is_missing(&cache) {
+        step(&format!("QEMU: {}", guests::qemu(&cache).display()));
     }
     if tools >= Tools::All {
         step(&format!("cargo-deny: {}", deny::binary(&cache).display()));

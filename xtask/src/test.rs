@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::exec::{cargo, exec, stream, target_dir};
-use crate::pyroscope;
 use crate::setup::{Tools, provide};
 use crate::test_count::Count;
+use crate::{guests, pyroscope};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,10 +34,7 @@ pub(crate) const RUSTFLAGS: &str = "-Cforce-frame-pointers=yes";
 /// The command.
 pub(crate) fn run(missing: Missing) -> Result<()> {
     let cache = provide(Tools::Test)?;
-    let log = target_dir().join("skipped-tests.log");
-    fs::create_dir_all(target_dir()).context("cannot make the target directory")?;
-    fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
-    let mut count = Count::default();
+    let mut tests = Tests::new(missing)?;
 
     // What needs nothing comes first: a broken unit explains a broken whole.
     let mut unit = cargo();
@@ -45,29 +42,84 @@ pub(crate) fn run(missing: Missing) -> Result<()> {
     let mut bare = cargo();
     bare.args(["test", "--package=span-marker", "--no-default-features"]);
     for command in [&mut unit, &mut bare] {
-        command.arg("--no-fail-fast");
-        tell_tests(command, &log, missing);
-        count_tests(command, &mut count)?;
+        tests.run(command.arg("--no-fail-fast"))?;
     }
 
-    let [spanprof, checkout] = build_measured()?;
-    let mut whole = measured("test");
-    whole.args(["--package=spanprof-tests", "--no-fail-fast", "--"]);
-    // One at a time: they share the kernel, and measure it.
-    whole.arg("--test-threads=1");
-    tell_tests(&mut whole, &log, missing);
-    whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
-    tell_pyroscope(&mut whole, &cache)?;
-    count_tests(&mut whole, &mut count)?;
+    tests.run_whole(&cache, &[], &[])?;
+    tests.end()
+}
 
-    let skipped =
-        fs::read_to_string(&log).with_context(|| format!("cannot read {}", log.display()))?;
-    let summary = count.summary(&skipped);
-    println!("{summary}");
-    if summary.failed > 0 {
-        bail!("tests failed");
+/// The command `vm-test`: a kernel is a test in `tests/tests/vm.rs`.
+pub(crate) fn virtual_machines(kernels: &[String]) -> Result<()> {
+    let cache = provide(Tools::Test)?;
+    // Who asks for one kernel wants it tested, not skipped.
+    let mut tests = Tests::new(Missing::Fails)?;
+    let names: Vec<String> =
+        kernels.iter().map(|kernel| format!("tests::linux_{}", kernel.replace('.', "_"))).collect();
+    let mut filter: Vec<&str> = names.iter().map(String::as_str).collect();
+    filter.push("--exact");
+    tests.run_whole(&cache, &["--test=vm"], if kernels.is_empty() { &[] } else { &filter })?;
+    tests.end()
+}
+
+/// Test runs, and what came of them.
+struct Tests {
+    missing: Missing,
+    /// Lines of tests that did not run.
+    log: PathBuf,
+    count: Count,
+}
+
+impl Tests {
+    fn new(missing: Missing) -> Result<Self> {
+        let log = target_dir().join("skipped-tests.log");
+        fs::create_dir_all(target_dir()).context("cannot make the target directory")?;
+        fs::write(&log, "").with_context(|| format!("cannot write {}", log.display()))?;
+        Ok(Self { missing, log, count: Count::default() })
     }
-    Ok(())
+
+    /// Runs tests by the protocol of `spanprof_tests::require`.
+    fn run(&mut self, command: &mut Command) -> Result<()> {
+        command.env("SPANPROF_SKIP_LOG", &self.log);
+        if self.missing == Missing::Fails {
+            command.env("SPANPROF_TESTS", "all");
+        }
+        let before = self.count.failed();
+        let succeeded = stream(command, |line| {
+            println!("{line}");
+            self.count.line(line);
+        })?;
+        if !succeeded && self.count.failed() == before {
+            // It did not build, or a test took the runner down with it.
+            self.count.broken_run(&format!("{:?}", command.get_args().collect::<Vec<_>>()));
+        }
+        Ok(())
+    }
+
+    /// Runs tests of the whole: `which` for cargo, `filter` for the tests' own runner.
+    fn run_whole(&mut self, cache: &Path, which: &[&str], filter: &[&str]) -> Result<()> {
+        let [spanprof, checkout] = build_measured()?;
+        let mut whole = measured("test");
+        whole.args(["--package=spanprof-tests", "--no-fail-fast"]).args(which);
+        // One at a time: they share the kernel, and measure it.
+        whole.args(["--", "--test-threads=1"]).args(filter);
+        whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
+        tell_pyroscope(&mut whole, cache)?;
+        guests::tell_tests(&mut whole, cache);
+        self.run(&mut whole)
+    }
+
+    fn end(self) -> Result<()> {
+        let log = &self.log;
+        let skipped =
+            fs::read_to_string(log).with_context(|| format!("cannot read {}", log.display()))?;
+        let summary = self.count.summary(&skipped);
+        println!("{summary}");
+        if summary.failed > 0 {
+            bail!("tests failed");
+        }
+        Ok(())
+    }
 }
 
 /// Builds spanprof and the example service as the tests of the whole run them.
@@ -82,14 +134,6 @@ fn measured(subcommand: &str) -> Command {
     command
 }
 
-/// The protocol of `spanprof_tests::require`.
-fn tell_tests(command: &mut Command, log: &Path, missing: Missing) {
-    command.env("SPANPROF_SKIP_LOG", log);
-    if missing == Missing::Fails {
-        command.env("SPANPROF_TESTS", "all");
-    }
-}
-
 /// Where the server is, unless the user named another, and the reader.
 fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     let binaries = pyroscope::binaries(cache)?;
@@ -98,19 +142,6 @@ fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     }
     if std::env::var_os("SPANPROF_PPROF_READER").is_none() && binaries.reader.is_file() {
         command.env("SPANPROF_PPROF_READER", binaries.reader);
-    }
-    Ok(())
-}
-
-fn count_tests(command: &mut Command, count: &mut Count) -> Result<()> {
-    let before = count.failed();
-    let succeeded = stream(command, |line| {
-        println!("{line}");
-        count.line(line);
-    })?;
-    if !succeeded && count.failed() == before {
-        // It did not build, or a test took the runner down with it.
-        count.broken_run(&format!("{:?}", command.get_args().collect::<Vec<_>>()));
     }
     Ok(())
 }
