@@ -16,6 +16,8 @@ use crate::exec::target_dir;
 
 /// Ten times the usual, so that a short run has many samples.
 pub(super) const HZ: u32 = 997;
+/// The usual.
+pub(super) const USUAL_HZ: u32 = 97;
 pub(super) const LOAD_SECONDS: u64 = 12;
 const WINDOW_SECONDS: u64 = 2;
 /// How often the worker is looked at: it does not tell itself.
@@ -42,6 +44,8 @@ pub(super) struct Measurement {
     pub(super) worker_cpu_per_100k: f64,
     /// Until the end of the first window, both of them.
     pub(super) first_cpu_s: f64,
+    /// Both of them, as above, in percent of one CPU.
+    pub(super) cpu_percent: f64,
     pub(super) agent_rss_mib: f64,
     pub(super) worker_rss_mib: f64,
 }
@@ -50,8 +54,8 @@ pub(super) struct Measurement {
 pub(super) type Measured = fn(&Measurement) -> f64;
 
 impl Measurement {
-    /// Runs the agent over the load.
-    pub(super) fn take(spanprof: &Path, load: Load<'_>) -> Result<Self> {
+    /// Runs the agent over the load, with `hz` samples of each CPU in a second.
+    pub(super) fn take(spanprof: &Path, load: Load<'_>, hz: u32) -> Result<Self> {
         let folder = target_dir().join("bench");
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let stats = folder.join("stats.json");
@@ -64,7 +68,7 @@ impl Measurement {
         let _loads = load.start()?;
         let log = fs::File::create(folder.join("log")).context("cannot make a log")?;
         let mut command = Command::new(spanprof);
-        command.args(["run", "--pyroscope-url", &sink::start()?, "-F", &HZ.to_string()]);
+        command.args(["run", "--pyroscope-url", &sink::start()?, "-F", &hz.to_string()]);
         command.args(["--window", &format!("{WINDOW_SECONDS}s")]).arg("--stats").arg(&stats);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut agent = Running(command.spawn().context("cannot run spanprof")?);
@@ -73,17 +77,24 @@ impl Measurement {
         let first = workers.watch(PATIENCE, || read_stats(&stats))?;
         let first = first.context("no window ended; target/bench/log says why")?;
         let worker_first_ns = workers.cpu_ns();
+        let first_at = Instant::now();
         workers.watch(Duration::from_secs(LOAD_SECONDS - WINDOW_SECONDS), || Ok(None::<()>))?;
         agent.terminate()?;
         let status = workers.watch(PATIENCE, || agent.0.try_wait().map_err(Into::into))?;
         let status = status.context("spanprof does not end")?;
         ensure!(status.success(), "spanprof ended with {status}; target/bench/log says why");
         let last = read_stats(&stats)?.context("spanprof has written no counters")?;
-        Self::new(&first, &last, worker_first_ns, &workers)
+        Self::new(&first, &last, worker_first_ns, first_at.elapsed(), &workers)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "for people, and within 2^53")]
-    fn new(first: &Value, last: &Value, worker_first_ns: u64, workers: &Workers) -> Result<Self> {
+    fn new(
+        first: &Value,
+        last: &Value,
+        worker_first_ns: u64,
+        time: Duration,
+        workers: &Workers,
+    ) -> Result<Self> {
         let number = |stats: &Value, part: &str, key: &str| {
             stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
         };
@@ -97,10 +108,13 @@ impl Measurement {
         let later = samples - number(first, "kernel", "samples_taken")?;
         let per_100k = |ns: u64| seconds(ns) * 1e5 / later as f64;
         let agent_first_ns = number(first, "agent", "cpu_ns")?;
+        let agent_ns = number(last, "agent", "cpu_ns")? - agent_first_ns;
+        let worker_ns = workers.cpu_ns() - worker_first_ns;
         Ok(Self {
             bpf_ns_per_sample: number(last, "sampler", "run_time_ns")? as f64 / samples as f64,
-            agent_cpu_per_100k: per_100k(number(last, "agent", "cpu_ns")? - agent_first_ns),
-            worker_cpu_per_100k: per_100k(workers.cpu_ns() - worker_first_ns),
+            agent_cpu_per_100k: per_100k(agent_ns),
+            worker_cpu_per_100k: per_100k(worker_ns),
+            cpu_percent: seconds(agent_ns + worker_ns) / time.as_secs_f64() * 100.0,
             first_cpu_s: seconds(agent_first_ns + worker_first_ns),
             agent_rss_mib: mib(number(last, "agent", "max_rss_bytes")?),
             worker_rss_mib: mib(workers.max_rss_bytes),

@@ -41,11 +41,13 @@ pub(crate) fn run() -> Result<()> {
     let load_before = load_average();
 
     let kernel_stats = KernelStats::on()?;
-    let mut runs = [Vec::new(), Vec::new()];
+    let mut runs = [Vec::new(), Vec::new(), Vec::new()];
+    let service = Load::Checkout(&checkout);
     for number in 1..=RUNS {
         eprintln!("     run {number} of {RUNS}");
-        for (load, runs) in [Load::Checkout(&checkout), Load::Shells].into_iter().zip(&mut runs) {
-            runs.push(Measurement::take(&spanprof, load)?);
+        let loads = [(service, agent::HZ), (Load::Shells, agent::HZ), (service, agent::USUAL_HZ)];
+        for ((load, hz), runs) in loads.into_iter().zip(&mut runs) {
+            runs.push(Measurement::take(&spanprof, load, hz)?);
         }
     }
     drop(kernel_stats);
@@ -60,8 +62,8 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn table(runs: &[Vec<Measurement>; 2], marking: &[Value]) -> Result<String> {
-    let [checkout, shells] = runs;
+fn table(runs: &[Vec<Measurement>; 3], marking: &[Value]) -> Result<String> {
+    let [checkout, shells, usual] = runs;
     let mut text =
         String::from("| what | unit | median | min – max |\n| --- | --- | ---: | ---: |\n");
     let mut row = |what: &str, unit: &str, values: Vec<f64>| -> Result<()> {
@@ -92,6 +94,14 @@ fn table(runs: &[Vec<Measurement>; 2], marking: &[Value]) -> Result<String> {
     row("agent, most resident memory", "MiB", spans)?;
     let (spans, _) = agent_row(|run| run.worker_rss_mib);
     row("symbolizing worker, most resident memory", "MiB", spans)?;
+    let usual = |measured: Measured| usual.iter().map(measured).collect::<Vec<f64>>();
+    let hz = agent::USUAL_HZ;
+    row(
+        &format!("agent and worker at {hz} Hz, a service on all CPUs"),
+        "% of one CPU",
+        usual(|run| run.cpu_percent),
+    )?;
+    row(&format!("agent at {hz} Hz, most resident memory"), "MiB", usual(|run| run.agent_rss_mib))?;
     for (what, key) in [
         ("span-marker, enter and exit", "enter_exit_ns"),
         ("OpenTelemetry attach and detach, without span-marker", "otel_attach_detach_ns"),

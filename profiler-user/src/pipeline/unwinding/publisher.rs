@@ -11,7 +11,7 @@ use profiler_common::unwind::{Mapping as Published, SLICE_ENTRIES_MAX, SliceHead
 
 use super::files::{self, Ready, Table};
 use super::queue::{Queue, Wanted};
-use super::stats::Times;
+use super::stats::{Times, ms};
 use super::{Fact, GATHER, UnwindStats};
 use crate::capture::{PlacedTable, Slice, UnwindMaps, UnwindMapsError};
 use crate::decode::Pid;
@@ -169,6 +169,10 @@ impl<M: Maps> Publisher<M> {
             Some(Table::Pending { since }) => *since,
             _ => None,
         };
+        self.counts.build_ms += ms(took);
+        if let Ok(table) = &table {
+            self.counts.rows_built += table.row_count() as u64;
+        }
         let state = match table {
             Ok(table) => match self.place(&table, now) {
                 Ok(placed) => {

@@ -30,6 +30,10 @@ pub struct UnwindStats {
     pub rules_refused: u64,
     /// Rows of the tables that are published now.
     pub rows: usize,
+    /// Rows of all tables that were ever made.
+    pub rows_built: u64,
+    /// How long making them took, reading the files included.
+    pub build_ms: f64,
     /// Bytes of the tables that are published now.
     pub table_bytes: u64,
     /// Bytes of all maps of unwinding.
@@ -99,6 +103,6 @@ impl Times {
     }
 }
 
-fn ms(duration: Duration) -> f64 {
+pub(super) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }

@@ -11,7 +11,7 @@ mod workloads;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 
-use self::run::{Cost, depth, run};
+use self::run::{Cost, Tables, depth, ratio, run};
 use self::workloads::{Load, Workload};
 use super::kernel_stats::KernelStats;
 use super::{Spread, machine_line};
@@ -41,6 +41,7 @@ pub(crate) fn command(versus: Option<&str>) -> Result<()> {
     );
     println!("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |");
     let mut exceeded = Vec::new();
+    let mut tables = None;
     for workload in &workloads {
         let running = Load::start(workload)?;
         let frames = match workload.program {
@@ -74,10 +75,20 @@ pub(crate) fn command(versus: Option<&str>) -> Result<()> {
             }
         }
         spread(workload, &walks)?;
+        tables = walks.iter().flatten().last().map(|cost| cost.tables);
         if let Some(name) = versus {
             against(name, workload)?;
         }
     }
+    // Of the last load, which runs the most files.
+    let Tables { files, rows, bytes, rows_per_second } = tables.context("nothing was measured")?;
+    println!(
+        "\nTables: {files} files, {rows} rows, {} bytes a file, {:.1} bytes a row; made at {:.1} \
+         million rows a second.",
+        bytes / files.max(1),
+        ratio(bytes, rows),
+        rows_per_second / 1e6
+    );
     ensure!(exceeded.is_empty(), "costs more than it may: {}", exceeded.join("; "));
     Ok(())
 }

@@ -27,6 +27,18 @@ pub(super) struct Cost {
     pub(super) seconds: Vec<f64>,
     /// Which part of the samples has a user stack up to the outermost frame.
     pub(super) complete: f64,
+    /// The tables at its end.
+    pub(super) tables: Tables,
+}
+
+/// The unwind tables of what runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tables {
+    pub(super) files: u64,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    /// Rows that were made in a second of the thread that makes them.
+    pub(super) rows_per_second: f64,
 }
 
 /// Counters at one time.
@@ -69,11 +81,13 @@ pub(super) fn run(spanprof: &Path, hz: u32, options: &[&str]) -> Result<Cost> {
     }
     drop(agent);
     let steady = seen.get(WARM_UP..).unwrap_or_default();
+    let stats: Value = serde_json::from_str(&last).context("counters")?;
     let (first, end) = steady.first().zip(steady.last()).context("no windows")?;
     Ok(Cost {
         ns: end.cost_since(first),
         seconds: steady.windows(2).map(|pair| pair[1].cost_since(&pair[0])).collect(),
         complete: ratio(end.complete - first.complete, end.walked - first.walked),
+        tables: Tables::read(&stats)?,
     })
 }
 
@@ -106,11 +120,28 @@ pub(super) fn depth(spanprof: &Path, program: &str) -> Result<f64> {
     Ok(ratio(frames, samples))
 }
 
+fn number(stats: &Value, part: &str, key: &str) -> Result<u64> {
+    stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
+}
+
+impl Tables {
+    fn read(stats: &Value) -> Result<Self> {
+        let number = |key| number(stats, "unwind", key);
+        let ms = stats["unwind"]["build_ms"].as_f64().context("no unwind.build_ms")?;
+        #[expect(clippy::cast_precision_loss, reason = "for people, and within 2^53")]
+        let rows_built = number("rows_built")? as f64;
+        Ok(Self {
+            files: number("files_ready")?,
+            rows: number("rows")?,
+            bytes: number("table_bytes")?,
+            rows_per_second: rows_built / ms * 1000.0,
+        })
+    }
+}
+
 impl Counters {
     fn read(stats: &Value) -> Result<Self> {
-        let number = |part: &str, key: &str| {
-            stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
-        };
+        let number = |part: &str, key: &str| number(stats, part, key);
         let kernel = stats["kernel"].as_object().context("the counters have no kernel")?;
         let walked = kernel.iter().filter(|(name, _)| name.starts_with("user_stack_"));
         Ok(Self {
@@ -132,6 +163,6 @@ impl Counters {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people, and within 2^53")]
-fn ratio(part: u64, whole: u64) -> f64 {
+pub(super) fn ratio(part: u64, whole: u64) -> f64 {
     part as f64 / whole.max(1) as f64
 }
