@@ -143,7 +143,7 @@ fn linker_works(root: &Path) -> bool {
 }
 
 /// Where Debian's packages of this architecture keep libraries, as a search path.
-fn libraries_below(root: &Path) -> String {
+pub(crate) fn libraries_below(root: &Path) -> String {
     let root = root.display();
     let triplet = format!("{}-linux-gnu", env::consts::ARCH);
     format!("{root}/usr/lib/{triplet}:{root}/lib/{triplet}")

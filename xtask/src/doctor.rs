@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, pyroscope};
+use crate::{apt, deny, fixture_tools, pyroscope};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -42,6 +42,10 @@ pub(crate) fn run() -> Result<()> {
     let found = |path: std::path::PathBuf| path.is_file().then(|| path.display().to_string());
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);
+    for tool in &fixture_tools::TOOLS {
+        let found = tool.find(&cache).map(|path| path.display().to_string());
+        report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
+    }
     Ok(())
 }
 

@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::exec::{cargo, exec, stream, target_dir};
-use crate::pyroscope;
 use crate::setup::{Tools, provide};
 use crate::test_count::Count;
+use crate::{fixture_tools, pyroscope};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,7 @@ pub(crate) fn run(missing: Missing) -> Result<()> {
     tell_tests(&mut whole, &log, missing);
     whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
     tell_pyroscope(&mut whole, &cache)?;
+    fixture_tools::tell(&mut whole, &cache);
     count_tests(&mut whole, &mut count)?;
 
     let skipped =
