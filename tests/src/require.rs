@@ -42,9 +42,12 @@ impl std::fmt::Display for Missing {
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
+/// | `GoToolchain` | the path of `go` |
+/// | `Musl` | the path of `musl-gcc` |
+/// | `Mold` | the path of the linker mold, as `ld.mold` |
+/// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
-///
-/// | `Qemu` | the path of QEMU for x86-64, with the files that it needs |
+/// | `Qemu` | the path of `qemu-system-x86_64` |
 /// | `Kernel("6.1")` | the path of the image of this kernel |
 ///
 /// A test that returns a value names it: `require!(Root, Ok(()))`.
@@ -102,8 +105,20 @@ macro_rules! require_one {
     (Perl) => {
         $crate::require::program("perl")
     };
+    (GoToolchain) => {
+        $crate::require::program("go")
+    };
+    (Musl) => {
+        $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")
+    };
+    (Mold) => {
+        $crate::require::tool("ld.mold", "SPANPROF_MOLD")
+    };
+    (Runc) => {
+        $crate::require::tool("runc", "SPANPROF_RUNC")
+    };
     (Qemu) => {
-        $crate::require::file("SPANPROF_QEMU", "run the tests by `cargo xtask test`")
+        $crate::require::tool("qemu-system-x86_64", "SPANPROF_QEMU")
     };
     (Kernel($version:literal)) => {
         $crate::require::kernel($version)
@@ -122,6 +137,20 @@ pub fn program(name: &str) -> Result<PathBuf, Missing> {
     let path = env::var_os("PATH").unwrap_or_default();
     let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|it| it.is_file());
     found.ok_or_else(|| Missing(format!("there is no `{name}`")))
+}
+
+/// The program that a variable names, or else one in the folders of `PATH`.
+///
+/// # Errors
+///
+/// There is none.
+pub fn tool(name: &str, variable: &str) -> Result<PathBuf, Missing> {
+    if env::var_os(variable).is_none()
+        && let Ok(found) = program(name)
+    {
+        return Ok(found);
+    }
+    file(variable, &format!("there is no `{name}`: `cargo xtask setup` fetches Debian's"))
 }
 
 /// The file that takes CPU 1 offline and back.

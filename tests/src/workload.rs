@@ -1,4 +1,4 @@
-//! Programs with known answers: small ones in C, compiled when a test needs them.
+//! Programs with known answers: small ones, most in C, compiled when a test needs them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::child::Watched;
 pub use crate::child::wait_until;
 
 /// Frames have frame pointers and are never merged: a call in the source is a frame on the stack.
-const FLAGS: [&str; 5] =
+pub const FLAGS: [&str; 5] =
     ["-O2", "-fno-omit-frame-pointer", "-fno-optimize-sibling-calls", "-Wall", "-Werror"];
 
 /// A compiled program, gone when dropped.
@@ -37,9 +37,22 @@ impl Program {
     ///
     /// As [`compile`](Self::compile).
     pub fn compile_with(name: &str, flags: &[&str]) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("spanprof-workload-").tempdir()?;
+        let folder = folder()?;
         let path = folder.path().join(name);
         compile(name, flags, &path)?;
+        Ok(Self { folder, path })
+    }
+
+    /// Makes a program of `tests/fixtures/<source>` by a compiler that takes `-o`. The flags come
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// There is no such compiler, or it refuses.
+    pub fn compile_by(compiler: &Path, source: &str, flags: &[&str]) -> Result<Self> {
+        let folder = folder()?;
+        let path = folder.path().join(Path::new(source).with_extension(""));
+        make(Command::new(compiler).args(flags), source, &path)?;
         Ok(Self { folder, path })
     }
 
@@ -49,9 +62,24 @@ impl Program {
     ///
     /// As [`compile`](Self::compile).
     pub fn with_library(&self, name: &str) -> Result<PathBuf> {
-        let path = self.folder.path().join(format!("lib{name}.so"));
-        compile(name, &["-shared", "-fPIC"], &path)?;
+        self.with_library_as(name, name, &[])
+    }
+
+    /// As [`with_library`](Self::with_library), with a name of its own and more flags.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
+    pub fn with_library_as(&self, name: &str, library: &str, flags: &[&str]) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("lib{library}.so"));
+        compile(name, &[&["-shared", "-fPIC"], flags].concat(), &path)?;
         Ok(path)
+    }
+
+    /// The folder that it is in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where it is.
@@ -80,12 +108,18 @@ impl Program {
     }
 }
 
+fn folder() -> Result<TempDir> {
+    Ok(tempfile::Builder::new().prefix("spanprof-workload-").tempdir()?)
+}
+
 fn compile(name: &str, flags: &[&str], to: &Path) -> Result<()> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let source = fixtures.join(name).with_extension("c");
-    let mut compiler = Command::new("cc");
-    compiler.args(FLAGS).args(flags).arg("-o").args([to, &source]);
-    let output = compiler.output().context("a C compiler, `cc`, is needed")?;
+    make(Command::new("cc").args(FLAGS).args(flags), &format!("{name}.c"), to)
+}
+
+fn make(compiler: &mut Command, source: &str, to: &Path) -> Result<()> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(source);
+    let output = compiler.arg("-o").args([to, &source]).output();
+    let output = output.with_context(|| format!("a compiler is needed: {compiler:?}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "cannot compile {}: {errors}", source.display());
     Ok(())
@@ -150,9 +184,26 @@ impl Workload {
 ///
 /// It is gone.
 pub fn cpu_ticks(pid: u32) -> Result<u64> {
+    Ok(ticks(pid)?[0])
+}
+
+/// The CPU time that a process has used in user mode and in the kernel, in hundredths of a second.
+///
+/// # Errors
+///
+/// It is gone.
+pub fn cpu_ticks_in_all(pid: u32) -> Result<u64> {
+    Ok(ticks(pid)?.iter().sum())
+}
+
+/// In user mode, and in the kernel.
+fn ticks(pid: u32) -> Result<[u64; 2]> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name, in parentheses, may hold blanks.
     let after_name = stat.rsplit_once(')').map(|(_, fields)| fields);
-    let ticks = after_name.and_then(|fields| fields.split(' ').nth(12)?.parse().ok());
+    let ticks = after_name.and_then(|fields| {
+        let mut fields = fields.split(' ').skip(12);
+        Some([fields.next()?.parse().ok()?, fields.next()?.parse().ok()?])
+    });
     ticks.with_context(|| format!("/proc/{pid}/stat: {stat}"))
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, guests, pyroscope};
+use crate::{apt, deny, fixture_tools, guests, pyroscope};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -42,9 +42,12 @@ pub(crate) fn run() -> Result<()> {
     let found = |path: std::path::PathBuf| path.is_file().then(|| path.display().to_string());
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);
-    let remedy = guests::obstacle().unwrap_or(SETUP);
-    let qemu = (!guests::is_missing(&cache)).then(|| guests::qemu(&cache).display().to_string());
-    report("QEMU, kernels", qemu, remedy);
+    for tool in &fixture_tools::TOOLS {
+        let found = tool.find(&cache).map(|path| path.display().to_string());
+        report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
+    }
+    let kernels = (!guests::is_missing(&cache)).then(|| guests::dir(&cache).display().to_string());
+    report("other kernels", kernels, guests::obstacle().unwrap_or(SETUP));
     Ok(())
 }
 

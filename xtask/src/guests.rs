@@ -1,4 +1,4 @@
-//! QEMU, and other kernels than this machine's for it to boot: Debian's, unpacked into the cache.
+//! Other kernels than this machine's, for QEMU to boot: Debian's, unpacked into the cache.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Apt};
-use crate::bpf_toolchain::on_path;
 use crate::cache::{self, Partial};
-use crate::exec::ask;
 use crate::setup::step;
 
 /// A kernel of Debian.
@@ -61,9 +59,6 @@ pub(crate) const KERNELS: [Kernel; 4] = [
 /// How the names of images for virtual machines end: with drivers for nothing else, they are small.
 const FLAVOUR: &str = "-cloud-amd64";
 
-const QEMU: &str = "qemu-system-x86_64";
-const QEMU_PACKAGE: &str = "qemu-system-x86";
-
 /// Why this machine cannot have them, if it cannot.
 pub(crate) fn obstacle() -> Option<&'static str> {
     if !cfg!(target_arch = "x86_64") {
@@ -73,78 +68,46 @@ pub(crate) fn obstacle() -> Option<&'static str> {
 }
 
 /// The folder of the kernels, each a file of its name: keyed by what is asked for.
-fn kernels_dir(cache: &Path) -> PathBuf {
+pub(crate) fn dir(cache: &Path) -> PathBuf {
     let pins = KERNELS.map(|kernel| format!("{}={}", kernel.package, kernel.version).into_bytes());
     cache.join(format!("kernels-{:016x}", cache::hash(&pins)))
 }
 
-/// The user's own QEMU, or the unpacked one.
-pub(crate) fn qemu(cache: &Path) -> PathBuf {
-    on_path(QEMU).unwrap_or_else(|| cache.join(QEMU_PACKAGE).join("bin").join(QEMU))
-}
-
-fn qemu_works(cache: &Path) -> bool {
-    ask(Command::new(qemu(cache)).arg("--version")).is_ok()
-}
-
 /// Whether set-up has something to do.
 pub(crate) fn is_missing(cache: &Path) -> bool {
-    let kernels = kernels_dir(cache);
-    !qemu_works(cache) || KERNELS.iter().any(|kernel| !kernels.join(kernel.name).is_file())
+    let kernels = dir(cache);
+    obstacle().is_none() && KERNELS.iter().any(|kernel| !kernels.join(kernel.name).is_file())
 }
 
-/// Where the tests find them: the protocol of `spanprof_tests::require`.
-pub(crate) fn tell_tests(command: &mut Command, cache: &Path) {
-    if std::env::var_os("SPANPROF_QEMU").is_none() {
-        command.env("SPANPROF_QEMU", qemu(cache));
-    }
+/// Where the tests find them, unless the user named others.
+pub(crate) fn tell(command: &mut Command, cache: &Path) {
     if std::env::var_os("SPANPROF_KERNELS").is_none() {
-        command.env("SPANPROF_KERNELS", kernels_dir(cache));
+        command.env("SPANPROF_KERNELS", dir(cache));
     }
 }
 
 /// Downloads and unpacks what is missing. Where it cannot be had it says so, and goes on.
 pub(crate) fn install(cache: &Path) -> Result<()> {
-    if !is_missing(cache) {
-        return Ok(());
-    }
     if let Some(obstacle) = obstacle() {
         eprintln!("================================================================");
         eprintln!("{obstacle}: THE TESTS ON OTHER KERNELS WILL NOT RUN.");
         eprintln!("================================================================");
         return Ok(());
     }
-    let partial = Partial::new(cache, "guests")?;
+    if !is_missing(cache) {
+        return Ok(());
+    }
+    let partial = Partial::new(cache, "kernels")?;
     step("fetching current package lists, for these downloads only");
     let apt = Apt::private(&partial.dir("apt")?)?;
-    if !qemu_works(cache) {
-        install_qemu(cache, &partial, &apt)?;
-    }
     let suites: Vec<&str> = KERNELS.iter().map(|kernel| kernel.suite).collect();
     let apt = Apt::of_suites(&partial.dir("suites")?, &apt.debian_site()?, &suites)?;
     for kernel in &KERNELS {
-        let image = kernels_dir(cache).join(kernel.name);
+        let image = dir(cache).join(kernel.name);
         if !image.is_file() {
             install_kernel(&partial, &apt, kernel, &image)?;
         }
     }
-    Ok(())
-}
-
-fn install_qemu(cache: &Path, partial: &Partial, apt: &Apt) -> Result<()> {
-    step("downloading QEMU, and the libraries that it needs");
-    let debs = partial.dir("qemu-debs")?;
-    let mut packages = apt.missing_libraries(QEMU_PACKAGE)?;
-    packages.push(QEMU_PACKAGE.to_owned());
-    apt.download(&packages, &debs)?;
-    let root = partial.dir("qemu")?;
-    apt::unpack(&debs, &root, |_| true)?;
-    let program = format!("$root/usr/bin/{QEMU}");
-    let firmware = "-L \"$root/usr/share/qemu\" -L \"$root/usr/share/seabios\"";
-    apt::write_wrapper(&root, QEMU, &format!("\"{program}\" {firmware}"))?;
-    cache::publish(&root, &cache.join(QEMU_PACKAGE))?;
-    ask(Command::new(qemu(cache)).arg("--version"))
-        .context("the unpacked QEMU does not run on this machine")?;
     Ok(())
 }
 

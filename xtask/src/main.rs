@@ -28,6 +28,7 @@ mod deny;
 mod ci;
 
 mod bpf_tools;
+mod fixture_tools;
 mod pyroscope;
 mod guests;
 

@@ -5,14 +5,14 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, bpf_tools, cache, deny, guests, pyroscope};
+use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, guests, pyroscope};
 
 /// A set of tools that some command needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tools {
     /// What builds the BPF program, and so spanprof.
     Build,
-    /// Also what the tests talk to.
+    /// Also what the tests talk to, and what makes the programs that they profile.
     Test,
     /// Also what checks the dependencies.
     All,
@@ -30,8 +30,10 @@ pub(crate) fn run() -> Result<()> {
 pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     let cache = cache::dir()?;
     let mut missing = bpf_toolchain::find().is_err();
-    missing |=
-        tools >= Tools::Test && (pyroscope::is_missing(&cache)? || guests::is_missing(&cache));
+    missing |= tools >= Tools::Test
+        && (pyroscope::is_missing(&cache)?
+            || fixture_tools::is_missing(&cache)
+            || guests::is_missing(&cache));
     missing |= tools >= Tools::All && deny::is_missing(&cache);
     if missing {
         // Another set-up may have installed it by the time the lock is ours.
@@ -41,6 +43,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         }
         if tools >= Tools::Test {
             pyroscope::install(&cache)?;
+            fixture_tools::install(&cache)?;
             guests::install(&cache)?;
         }
         if tools >= Tools::All {
@@ -56,7 +59,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         step(&format!("Pyroscope: {}", pyroscope::binaries(&cache)?.server.display()));
     }
     if tools >= Tools::Test && !guests::is_missing(&cache) {
-        step(&format!("QEMU: {}", guests::qemu(&cache).display()));
+        step(&format!("other kernels: {}", guests::dir(&cache).display()));
     }
     if tools >= Tools::All {
         step(&format!("cargo-deny: {}", deny::binary(&cache).display()));

@@ -178,8 +178,9 @@ impl Capture {
             reuse: config.reuse,
         })?;
 
-        let mut control =
-            Control::new(take_map(&mut ebpf, "SPAN_SLOTS")?, take_map(&mut ebpf, "TARGETS")?);
+        let (slots, targets) =
+            (take_map(&mut ebpf, "SPAN_SLOTS")?, take_map(&mut ebpf, "TARGETS")?);
+        let mut control = Control::new(slots, targets, config.targets.is_some());
         for &pid in config.targets.iter().flatten() {
             control.add_target(pid)?;
         }

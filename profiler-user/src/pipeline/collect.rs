@@ -224,6 +224,8 @@ impl Collector {
     fn tell_kernel(&mut self, is_new: bool) {
         for (pid, snapshot) in self.table.take_mappings() {
             self.tell_unwinding(match snapshot {
+                // The tables of a busy host's other processes would come before those of the one.
+                Some(_) if !self.control.is_sampled(pid) => continue,
                 Some(snapshot) => Fact::Mappings { pid, snapshot, is_new },
                 None => Fact::Forget { pid },
             });

@@ -11,6 +11,8 @@ use crate::decode::Pid;
 pub struct Control {
     slots: HashMap<MapData, u32, SpanSlot>,
     targets: HashMap<MapData, u32, u32>,
+    /// Processes that are no target are not sampled.
+    targets_only: bool,
 }
 
 /// A fact that the kernel did not take.
@@ -28,8 +30,9 @@ impl Control {
     pub(super) fn new(
         slots: HashMap<MapData, u32, SpanSlot>,
         targets: HashMap<MapData, u32, u32>,
+        targets_only: bool,
     ) -> Self {
-        Self { slots, targets }
+        Self { slots, targets, targets_only }
     }
 
     /// From now on, the threads of `pid` keep their span record there.
@@ -67,6 +70,13 @@ impl Control {
     /// The map is full.
     pub fn add_target(&mut self, pid: Pid) -> Result<(), ControlError> {
         self.targets.insert(pid.0, 1, 0).map_err(|error| control_error(pid, error))
+    }
+
+    /// Whether this process is sampled: the kernel makes a target of each child of one.
+    #[must_use]
+    pub fn is_sampled(&self, pid: Pid) -> bool {
+        let is_no_target = || matches!(self.targets.get(&pid.0, 0), Err(MapError::KeyNotFound));
+        !self.targets_only || !is_no_target()
     }
 }
 
