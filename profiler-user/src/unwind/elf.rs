@@ -33,6 +33,7 @@ pub(super) struct Elf<'a> {
     pub(super) limits: Limits,
     pub(super) machine: Machine,
     pub(super) entry: u64,
+    file_size: u64,
     segments: Vec<ProgramHeader64<LE>>,
     sections: Vec<(String, SectionHeader64<LE>)>,
 }
@@ -69,18 +70,24 @@ impl<'a> Elf<'a> {
         // A file without section headers, or with damaged ones, still runs.
         let sections = sections(file, &header).unwrap_or_default();
         let entry = header.e_entry.get(LE);
-        Ok(Self { file, limits, machine, entry, segments, sections })
+        let file_size = file.size().map_err(BuildError::Unreadable)?;
+        Ok(Self { file, limits, machine, entry, file_size, segments, sections })
     }
 
-    /// What is mapped when the file runs.
+    /// What is mapped when the file runs. What is not in the file cannot be run, whatever the file
+    /// says.
     pub(super) fn load_segments(&self) -> Vec<LoadSegment> {
         let loaded = self.segments.iter().filter(|segment| segment.p_type.get(LE) == PT_LOAD);
         loaded
-            .map(|segment| LoadSegment {
-                file_offset: segment.p_offset.get(LE),
-                address: segment.p_vaddr.get(LE),
-                file_size: segment.p_filesz.get(LE),
-                executable: segment.p_flags.get(LE) & PF_X != 0,
+            .map(|segment| {
+                let file_offset = segment.p_offset.get(LE);
+                let there = self.file_size.saturating_sub(file_offset);
+                LoadSegment {
+                    file_offset,
+                    address: segment.p_vaddr.get(LE),
+                    file_size: segment.p_filesz.get(LE).min(there),
+                    executable: segment.p_flags.get(LE) & PF_X != 0,
+                }
             })
             .collect()
     }

@@ -26,9 +26,15 @@ pub use table::{LoadSegment, Source, TableStats, TextLayout, UnwindTable};
 
 use std::io;
 
-/// A file to read from at any place. Its length is what it was when it was opened; a file that is
-/// shorter by now gives an error.
+/// A file to read from at any place. It may be shorter by now than it said: that gives an error.
 pub trait ReadAt {
+    /// How many bytes it has.
+    ///
+    /// # Errors
+    ///
+    /// That cannot be told.
+    fn size(&self) -> io::Result<u64>;
+
     /// Fills `to` with the bytes from `offset` on.
     ///
     /// # Errors

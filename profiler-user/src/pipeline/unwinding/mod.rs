@@ -129,6 +129,10 @@ impl Drop for Unwinding {
 
 /// Reads with `pread`: a file that is cut short meanwhile is an error, and no signal.
 impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
     fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, to, offset)
     }

@@ -85,7 +85,6 @@ impl Maps for UnwindMaps {
     }
     fn note(&self, stats: &mut UnwindStats) {
         stats.rules = self.rules();
-        stats.rules_refused = self.rules_refused();
         stats.map_bytes = self.bytes();
     }
 }
@@ -178,12 +177,15 @@ impl<M: Maps> Publisher<M> {
                     let layout = Arc::new(table.layout().clone());
                     Table::Ready(Ready { placed, layout, rows: table.row_count(), used: now })
                 }
+                // It will not be smaller another time.
+                Err(UnwindMapsError::OverShare) => files::too_large("over_share"),
                 Err(error) => {
                     self.note_error(Err(error));
                     Table::OverLimit { since: now }
                 }
             },
             Err(error @ BuildError::NoUnwindInformation) => files::without(error.reason()),
+            Err(error @ BuildError::TooLarge(_)) => files::too_large(error.reason()),
             Err(error) => files::unreadable(error.reason()),
         };
         self.tables.insert(id, state);
@@ -422,29 +424,30 @@ impl<M: Maps> Publisher<M> {
         if self.evicted_at.is_some_and(|at| now < at + EVICTION_PAUSE) {
             return false;
         }
-        let mut oldest: Vec<(Instant, ElfId, u64)> = Vec::new();
+        let mut oldest: Vec<(Instant, ElfId)> = Vec::new();
         let mut total = 0_u64;
         for (id, table) in &self.tables {
             let Table::Ready(ready) = table else { continue };
             total = total.saturating_add(ready.placed.bytes);
             if now >= ready.used + KEPT_AFTER_USE {
-                oldest.push((ready.used, *id, ready.placed.bytes));
+                oldest.push((ready.used, *id));
             }
         }
         oldest.sort_unstable();
-        let words: usize = (0..table.page_count()).map(|page| table.block_len(page)).sum();
         // A tenth more, so that the next one does not need the same again.
-        let wanted = (4 * words as u64).saturating_add(total / 10);
-        let mut freed = 0_u64;
-        for (_, id, bytes) in oldest {
-            if freed >= wanted {
+        let wanted = table.block_bytes().saturating_add(total / 10);
+        let (mut freed, mut freed_pages) = (0_u64, 0_usize);
+        for (_, id) in oldest {
+            if freed >= wanted && freed_pages >= table.page_count() {
                 break;
             }
             let evicted = self.tables.insert(id, Table::OverLimit { since: now });
             if let Some(Table::Ready(ready)) = evicted {
+                freed = freed.saturating_add(ready.placed.bytes);
+                let pages = usize::try_from(ready.placed.pages).unwrap_or(0);
+                freed_pages = freed_pages.saturating_add(pages);
                 self.retired_tables.push(ready.placed);
             }
-            freed = freed.saturating_add(bytes);
             self.counts.evictions = self.counts.evictions.saturating_add(1);
             self.mark_users(id, now);
         }
