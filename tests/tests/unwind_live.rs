@@ -246,4 +246,13 @@ mod tests {
         let early = profile.early();
         assert!((in_handler + early) * 100 >= profile.total * 95, "{in_handler}");
     }
+    /// The C library's own name for it is in no file that is stripped.
+    #[test]
+    fn where_a_signal_handler_returns_to() {
+        let Some(profile) = profile_of("signal", &["-static"], &[]) else { return };
+        let names = ["leaf", "on_signal", "__restore_rt"];
+        let named = profile.complete(|stack| stack.starts_with(&names));
+        let early = profile.early();
+        assert!((named + early) * 100 >= profile.total * 95, "{named} of {}", profile.total);
+    }
 }
