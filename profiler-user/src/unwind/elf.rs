@@ -11,12 +11,16 @@ use object::elf::{
     SHF_COMPRESSED, SHT_NOBITS, SectionHeader64,
 };
 
+use super::work::{self, Work};
 use super::{BuildError, Limits, LoadSegment, ReadAt};
 
 /// Executables have about a dozen.
 const PROGRAM_HEADERS_MAX: u16 = 256;
 /// Linked files have about 40.
 const SECTION_HEADERS_MAX: u16 = 4096;
+/// What is compressed may be so many times as large: it is a third or a tenth in practice. Small
+/// files come first because they are soon done.
+const RATIO_MAX: u64 = 64;
 /// Of all section names together; they are some hundred bytes.
 const NAMES_MAX: u64 = 1 << 20;
 
@@ -31,6 +35,7 @@ pub(super) enum Machine {
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
     pub(super) limits: Limits,
+    pub(super) work: Work<'a>,
     pub(super) machine: Machine,
     pub(super) entry: u64,
     file_size: u64,
@@ -71,7 +76,8 @@ impl<'a> Elf<'a> {
         let sections = sections(file, &header).unwrap_or_default();
         let entry = header.e_entry.get(LE);
         let file_size = file.size().map_err(BuildError::Unreadable)?;
-        Ok(Self { file, limits, machine, entry, file_size, segments, sections })
+        let work = Work::on(file);
+        Ok(Self { file, limits, work, machine, entry, file_size, segments, sections })
     }
 
     /// What is mapped when the file runs. What is not in the file cannot be run, whatever the file
@@ -146,14 +152,18 @@ impl<'a> Elf<'a> {
         if size > self.limits.section_bytes {
             return Err(BuildError::TooLarge(what));
         }
-        read_bytes(self.file, offset, size)
+        self.work.charge(work::CALL)?;
+        let bytes = read_bytes(self.file, offset, size)?;
+        self.work.charge_reading(bytes.len(), work::READ_PER_UNIT)?;
+        Ok(bytes)
     }
 
     fn decompress(&self, bytes: &[u8], what: &'static str) -> Result<Vec<u8>, BuildError> {
         let (header, compressed) = object::pod::from_bytes::<CompressionHeader64<LE>>(bytes)
             .map_err(|()| BuildError::Malformed("compression header"))?;
         let size = header.ch_size.get(LE);
-        if size > self.limits.section_bytes {
+        let most = u64::try_from(compressed.len()).unwrap_or(u64::MAX).saturating_mul(RATIO_MAX);
+        if size > self.limits.section_bytes.min(most) {
             return Err(BuildError::TooLarge(what));
         }
         let mut plain = Vec::new();
@@ -166,6 +176,7 @@ impl<'a> Elf<'a> {
             _ => return Err(BuildError::Compressed(what)),
         };
         read.map_err(|_error| BuildError::Compressed(what))?;
+        self.work.charge_reading(plain.len(), work::DECOMPRESSED_PER_UNIT)?;
         Ok(plain)
     }
 }

@@ -21,7 +21,7 @@ fn check_too_large(file: &MadeElf, limits: Limits, expected: &str) {
 }
 
 const REMEMBER_RESTORE: [u8; 2] = [0x0a, 0x0b];
-const WORK: &str = "work for call frame information";
+const WORK: &str = "work";
 
 #[test]
 fn rows_that_are_copied_over_and_over_are_too_much_work() {

@@ -26,6 +26,8 @@ const KEPT_AFTER_USE: Duration = Duration::from_secs(5);
 /// Files that are handed on to be built at once.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_FILES: usize = 32;
+/// So many new files of one process are wanted now. A browser has some 300.
+const WANTED_NOW_MAX: usize = 512;
 /// User space ends here (x86-64 with five page-table levels).
 const USER_END: u64 = 1 << 56;
 /// When so many slices are replaced, what they take is used again.
@@ -275,10 +277,10 @@ impl<M: Maps> Publisher<M> {
     }
 
     fn want_tables(&mut self, mappings: &MappingSnapshot, is_new: bool, now: Instant) {
+        let mut new = 0;
         for mapping in mappings.mappings() {
             let Backing::Elf(id) = mapping.backing else { continue };
             let since = is_new.then_some(now);
-            let wanted = if is_new { Wanted::Now } else { Wanted::Sometime };
             match self.tables.get_mut(&id) {
                 None | Some(Table::Without { reason: "not_open", .. }) => {
                     self.tables.insert(id, Table::Pending { since });
@@ -287,7 +289,9 @@ impl<M: Maps> Publisher<M> {
                 Some(_) => continue,
             }
             if !self.building.contains(&id) {
-                self.queue.add(id, wanted, self.file_bytes(id));
+                let is_now = is_new && new < WANTED_NOW_MAX;
+                let wanted = if is_now { Wanted::Now } else { Wanted::Sometime };
+                new += usize::from(self.queue.add(id, wanted, self.file_bytes(id)));
             }
         }
     }
