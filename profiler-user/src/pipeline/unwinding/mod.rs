@@ -9,6 +9,7 @@
 //! ```
 
 mod files;
+mod maps;
 mod publisher;
 mod queue;
 mod stats;

@@ -10,10 +10,11 @@ use std::{
 use profiler_common::unwind::{Mapping as Published, SLICE_ENTRIES_MAX, SliceHead};
 
 use super::files::{self, Ready, Table};
+use super::maps::Maps;
 use super::queue::{Queue, Wanted};
 use super::stats::Times;
 use super::{Fact, GATHER, UnwindStats};
-use crate::capture::{PlacedTable, Slice, UnwindMaps, UnwindMapsError};
+use crate::capture::{PlacedTable, Slice, UnwindMapsError};
 use crate::decode::Pid;
 use crate::process::{Backing, ElfId, ElfRegistry, MappingSnapshot};
 use crate::unwind::{BuildError, UnwindTable};
@@ -28,68 +29,13 @@ const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_FILES: usize = 32;
 /// So many new files of one process are wanted now. A browser has some 300.
 const WANTED_NOW_MAX: usize = 512;
+/// When so many files are known, those that are gone are forgotten: a file that is written to is
+/// another one each time.
+const FILES_MAX: usize = 65_536;
 /// User space ends here (x86-64 with five page-table levels).
 const USER_END: u64 = 1 << 56;
 /// When so many slices are replaced, what they take is used again.
 const RETIRED_MAX: usize = 2048;
-
-/// The maps, or what stands for them in a test.
-pub(super) trait Maps {
-    fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError>;
-    fn place_slice(
-        &mut self,
-        head: SliceHead,
-        mappings: &[Published],
-    ) -> Result<Slice, UnwindMapsError>;
-    fn set_process(
-        &mut self,
-        pid: Pid,
-        slice: &Slice,
-        only_if_known: bool,
-    ) -> Result<(), UnwindMapsError>;
-    fn remove_process(&mut self, pid: Pid) -> Result<(), UnwindMapsError>;
-    fn release(
-        &mut self,
-        slices: &mut Vec<Slice>,
-        tables: &mut Vec<PlacedTable>,
-    ) -> Result<(), UnwindMapsError>;
-    fn note(&self, stats: &mut UnwindStats);
-}
-
-impl Maps for UnwindMaps {
-    fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError> {
-        Self::place(self, table)
-    }
-    fn place_slice(
-        &mut self,
-        head: SliceHead,
-        mappings: &[Published],
-    ) -> Result<Slice, UnwindMapsError> {
-        Self::place_slice(self, head, mappings)
-    }
-    fn set_process(
-        &mut self,
-        pid: Pid,
-        slice: &Slice,
-        only_if_known: bool,
-    ) -> Result<(), UnwindMapsError> {
-        Self::set_process(self, pid, slice, only_if_known)
-    }
-    fn remove_process(&mut self, pid: Pid) -> Result<(), UnwindMapsError> {
-        Self::remove_process(self, pid)
-    }
-    fn release(
-        &mut self,
-        slices: &mut Vec<Slice>,
-        tables: &mut Vec<PlacedTable>,
-    ) -> Result<(), UnwindMapsError> {
-        Self::release(self, slices, tables)
-    }
-    fn note(&self, stats: &mut UnwindStats) {
-        stats.rules = self.rules();
-        stats.map_bytes = self.bytes();
-    }
-}
 
 /// A set of mappings, and the processes that have it.
 struct Snapshot {
@@ -104,6 +50,8 @@ pub(super) struct Publisher<M> {
     maps: M,
     elfs: ElfRegistry,
     tables: HashMap<ElfId, Table>,
+    /// How many tables make it look for those of files that are gone.
+    tables_max: usize,
     queue: Queue,
     building: HashSet<ElfId>,
     /// By epoch.
@@ -128,6 +76,7 @@ impl<M: Maps> Publisher<M> {
             maps,
             elfs,
             tables: HashMap::new(),
+            tables_max: FILES_MAX,
             queue: Queue::default(),
             building: HashSet::new(),
             snapshots: HashMap::new(),
@@ -224,6 +173,9 @@ impl<M: Maps> Publisher<M> {
         if self.changed_since.is_some_and(|since| idle || now >= since + GATHER) {
             self.publish_changed();
         }
+        if self.tables.len() >= self.tables_max {
+            self.forget_files();
+        }
         if self.retired.len() >= RETIRED_MAX {
             self.release();
         }
@@ -294,6 +246,27 @@ impl<M: Maps> Publisher<M> {
                 new += usize::from(self.queue.add(id, wanted, self.file_bytes(id)));
             }
         }
+    }
+
+    /// Forgets files that nobody has mapped, and that would have another id if they were seen again.
+    fn forget_files(&mut self) {
+        let mappings = self.snapshots.values().flat_map(|snapshot| snapshot.mappings.mappings());
+        let mapped: HashSet<ElfId> = mappings
+            .filter_map(|mapping| match mapping.backing {
+                Backing::Elf(id) => Some(id),
+                Backing::Anonymous | Backing::Special(_) => None,
+            })
+            .collect();
+        let elfs = &self.elfs;
+        let gone = |id: &ElfId, _: &mut Table| !mapped.contains(id) && !elfs.knows(*id);
+        for (id, table) in self.tables.extract_if(gone) {
+            self.queue.remove(id);
+            if let Table::Ready(ready) = table {
+                self.retired_tables.push(ready.placed);
+            }
+        }
+        // Not again before there are as many more.
+        self.tables_max = FILES_MAX.max(2 * self.tables.len());
     }
 
     fn file_bytes(&self, id: ElfId) -> u64 {

@@ -242,6 +242,27 @@ fn a_file_that_takes_too_much_makes_no_other_one_go_and_is_not_tried_again() {
 }
 
 #[test]
+fn files_that_are_gone_are_forgotten_when_there_are_many() {
+    let mut publisher = publisher(10);
+    let (now, files) = (Instant::now(), u32::try_from(FILES_MAX).unwrap());
+    tell(&mut publisher, 7, &snapshot(&[elf(1), elf(2)]));
+    publisher.ready(1, now);
+    publisher.ready(2, now);
+    // Each time the file is another one.
+    let written: Vec<Backing> = (2..files).map(elf).collect();
+    tell(&mut publisher, 7, &snapshot(&written));
+    publisher.publish(now);
+    assert_eq!((publisher.tables.len(), publisher.retired_tables.len()), (FILES_MAX - 1, 0));
+    tell(&mut publisher, 7, &snapshot(&[elf(2), elf(files), elf(files + 1)]));
+    publisher.publish(now);
+    let mut left: Vec<ElfId> = publisher.tables.keys().copied().collect();
+    left.sort_unstable();
+    assert_eq!(left, [2, files, files + 1].map(ElfId));
+    // None was taken from the queue here.
+    assert_eq!((publisher.retired_tables.len(), publisher.queue.len()), (1, left.len()));
+}
+
+#[test]
 fn of_too_many_mappings_those_of_files_stay() {
     let mut publisher = publisher(1);
     let mut backings = vec![Backing::Anonymous; 6000];

@@ -41,6 +41,13 @@ impl Queue {
         Some(id)
     }
 
+    /// Leaves a file out.
+    pub(super) fn remove(&mut self, id: ElfId) {
+        if let Some((wanted, bytes)) = self.places.remove(&id) {
+            self.order.remove(&(wanted, bytes, id));
+        }
+    }
+
     /// How many files wait.
     pub(super) fn len(&self) -> usize {
         self.order.len()
