@@ -325,6 +325,13 @@ impl Books {
         self.get("unwind", name)
     }
 
+    /// How many files are walked by frame pointer for this reason.
+    #[must_use]
+    pub fn files_without(&self, reason: &str) -> u64 {
+        // What did not happen is not listed.
+        self.0["unwind"]["files_without"][reason].as_u64().unwrap_or_default()
+    }
+
     /// A counter of samples in user space.
     ///
     /// # Panics

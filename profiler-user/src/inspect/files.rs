@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io;
 use std::time::Instant;
 
-use profiler_common::unwind::GRANULE_WORDS;
 use serde::Serialize;
 
 use super::error_text;
@@ -36,7 +35,7 @@ pub(super) enum UnwindReport {
         rules: usize,
         pages: usize,
         /// What it takes in the kernel, its rules aside, which files share.
-        bytes: usize,
+        bytes: u64,
         stats: TableStats,
     },
     None {
@@ -129,9 +128,8 @@ pub(super) fn report(
     (FileReport { path, build_id: None, unwind, build_us, span_slot: None }, table)
 }
 
-/// A block and its entry in the list of pages for each page.
-fn bytes(table: &UnwindTable) -> usize {
-    let words = table.row_count().saturating_add(table.page_count().saturating_mul(GRANULE_WORDS));
+/// Its blocks, and an entry in the list of pages for each page.
+fn bytes(table: &UnwindTable) -> u64 {
     let pages = table.page_count().saturating_mul(size_of::<u64>());
-    words.saturating_mul(size_of::<u32>()).saturating_add(pages)
+    table.block_bytes().saturating_add(u64::try_from(pages).unwrap_or(u64::MAX))
 }

@@ -69,6 +69,9 @@ pub(super) fn walk(
         let (sp, returns) = (at.sp, at.returns != 0);
         let outcome = step(&mut walker, &mut at);
         if let Some(word) = walker.frame.take() {
+            if word & FRAME_INTERRUPTED != 0 {
+                walker.correct_handlers_return(&mut frames);
+            }
             frames.push(walker.report(word & !FRAME_INTERRUPTED, sp, returns));
         }
         if outcome != GO_ON {
@@ -114,13 +117,26 @@ impl Walker<'_> {
         } else {
             CodeAddress::Instruction(ip_address)
         };
-        let binary = match self.process.snapshot.find(address.lookup()).map(|it| &it.backing) {
+        let binary = self.binary(address);
+        let caller = self.found.map(rule_text::how).unwrap_or_default();
+        FrameReport { ip, sp, functions: Vec::new(), binary, caller, address }
+    }
+
+    fn binary(&self, address: CodeAddress) -> String {
+        match self.process.snapshot.find(address.lookup()).map(|it| &it.backing) {
             Some(Backing::Elf(elf)) => self.files.path(*elf).to_owned(),
             Some(Backing::Special(name)) => name.to_string(),
             Some(Backing::Anonymous) | None => String::new(),
-        };
-        let caller = self.found.map(rule_text::how).unwrap_or_default();
-        FrameReport { ip, sp, functions: Vec::new(), binary, caller, address }
+        }
+    }
+
+    /// The last frame turned out to be where a signal's handler returns to, which no call is before.
+    /// The first one can be behind the system call there.
+    fn correct_handlers_return(&self, frames: &mut [FrameReport]) {
+        if let [_, .., last] = frames {
+            last.address = CodeAddress::Instruction(Addr(last.ip));
+            last.binary = self.binary(last.address);
+        }
     }
 
     fn find(&self, pc: u64) -> Lookup {

@@ -128,6 +128,12 @@ impl ElfRegistry {
         inner.entries.get(&id).map(|entry| entry.elf.clone())
     }
 
+    /// Whether it is known, without using it.
+    #[must_use]
+    pub fn knows(&self, id: ElfId) -> bool {
+        self.lock().entries.contains_key(&id)
+    }
+
     /// What it did since it was made.
     #[must_use]
     pub fn stats(&self) -> ElfStats {

@@ -1,6 +1,7 @@
 //! Reads a process: what it is, what it has mapped, where its threads keep their spans.
 
 use std::{
+    collections::HashMap,
     hash::{BuildHasher as _, RandomState},
     io,
     os::unix::fs::FileExt as _,
@@ -9,7 +10,7 @@ use std::{
 
 use profiler_common::span::SpanSlot;
 
-use super::maps::{ContextMapping, Maps};
+use super::maps::{ContextMapping, EntryName, Maps};
 use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
 use super::span_slot::{SlotFinder, SlotSource};
@@ -76,6 +77,8 @@ pub(super) struct Reader {
     slots: SlotFinder,
     hasher: RandomState,
     text: Vec<u8>,
+    /// How many bytes of mappings were read so far.
+    pub(super) text_read: usize,
     kernel: Arc<ServiceIdentity>,
 }
 
@@ -89,6 +92,7 @@ impl Reader {
             // Keyed at random: nobody can make two texts that look the same.
             hasher: RandomState::new(),
             text: Vec::new(),
+            text_read: 0,
             kernel: Arc::new(ServiceIdentity::kernel()),
         }
     }
@@ -222,6 +226,7 @@ impl Reader {
             return Err(io::ErrorKind::NotFound.into());
         }
         let (maps_hash, maps_len) = (self.hasher.hash_one(&self.text), self.text.len());
+        self.text_read = self.text_read.saturating_add(maps_len);
         if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == maps_hash) {
             return Ok(unchanged(known));
         }
@@ -229,11 +234,18 @@ impl Reader {
         stats.maps_malformed_lines += maps.malformed_lines;
         let truncated = maps.truncated || text_truncated;
         stats.maps_truncated += u64::from(truncated);
-        let mappings = maps.executable.iter().map(|entry| Mapping {
-            start: entry.start,
-            end: entry.end,
-            file_offset: entry.file_offset,
-            backing: self.elfs.backing(dir, entry),
+        // A file can be mapped ten thousands of times.
+        let mut files: HashMap<_, Backing> = HashMap::new();
+        let mappings = maps.executable.iter().map(|entry| {
+            let find = || self.elfs.backing(dir, entry);
+            let backing = match &entry.name {
+                EntryName::File(path) => {
+                    let file = files.entry((entry.device, entry.inode, path));
+                    file.or_insert_with(find).clone()
+                }
+                EntryName::Anonymous | EntryName::Special(_) => find(),
+            };
+            Mapping { start: entry.start, end: entry.end, file_offset: entry.file_offset, backing }
         });
         let snapshot = MappingSnapshot::new(mappings.collect(), truncated);
         // A process with very much text is rare: its buffer is not kept.

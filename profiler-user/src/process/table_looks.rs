@@ -15,17 +15,23 @@ use crate::decode::{BootTime, Pid};
 /// mapped as before.
 const FULL_RESCAN_EVERY: u64 = 6;
 
+/// When so much text of mappings was read in one turn, the rest waits for the next one: samples do
+/// not wait for it. A usual process has some kilobytes, none more than 16 MiB.
+const TURN_TEXT: usize = 1 << 20;
+
 impl ProcessTable {
     /// Does what is due, a bounded part of it. To be called every few milliseconds, or at
     /// [`next_due`](Self::next_due).
     pub fn tick(&mut self, now: BootTime) {
         self.now = self.now.max(now);
-        while self.look_allowance.left(self.now)
+        let turn_ends = self.reader.text_read.saturating_add(TURN_TEXT);
+        while self.reader.text_read < turn_ends
+            && self.look_allowance.left(self.now)
             && let Some(look) = self.looks.take_due(self.now)
         {
             self.take_look(look);
         }
-        self.tick_rescan();
+        self.tick_rescan(turn_ends);
         if self.sweep_at <= self.now {
             self.sweep_at = BootTime(self.now.0.saturating_add(SECOND));
             self.sweep();
@@ -95,13 +101,16 @@ impl ProcessTable {
         true
     }
 
-    fn tick_rescan(&mut self) {
+    fn tick_rescan(&mut self, turn_ends: usize) {
         let again = self.rescan.again && self.rescan.queue.is_empty();
         if again || self.rescan.at <= self.now {
             self.rescan.at = BootTime(self.now.0.saturating_add(self.limits.rescan_every_ns));
             self.start_rescan();
         }
         for _ in 0..self.limits.rescan_per_tick {
+            if self.reader.text_read >= turn_ends {
+                break;
+            }
             let Some(pid) = self.rescan.queue.pop_front() else { break };
             self.rescan_process(pid);
         }

@@ -14,7 +14,7 @@ use profiler_common::unwind::{CFA_SIGNAL, Rule};
 use super::elf::{Elf, Machine, Section};
 use super::rules::{Expressions, rule};
 use super::table::TableStats;
-use super::work::Work;
+use super::work::{self, Work};
 use super::{BuildError, Limits};
 
 /// Between functions, so many bytes at most are padding, which is never run.
@@ -81,7 +81,7 @@ pub(super) fn eh_frame(
     let mut frame = EhFrame::new(&section.bytes, LittleEndian);
     frame.set_address_size(8);
     frame.set_vendor(vendor(elf.machine));
-    rows(&frame, &bases(elf).set_eh_frame(section.address), elf.machine, section, limits)
+    rows(&frame, &bases(elf).set_eh_frame(section.address), elf, section, limits)
 }
 
 /// The rows of `.debug_frame`.
@@ -93,7 +93,7 @@ pub(super) fn debug_frame(
     let mut frame = DebugFrame::new(&section.bytes, LittleEndian);
     frame.set_address_size(8);
     frame.set_vendor(vendor(elf.machine));
-    rows(&frame, &bases(elf), elf.machine, section, limits)
+    rows(&frame, &bases(elf), elf, section, limits)
 }
 
 fn vendor(machine: Machine) -> Vendor {
@@ -111,7 +111,7 @@ fn bases(elf: &Elf<'_>) -> BaseAddresses {
 fn rows<'a, S>(
     section: &S,
     bases: &BaseAddresses,
-    machine: Machine,
+    elf: &Elf<'_>,
     bytes: &'a Section,
     limits: Limits,
 ) -> Result<Rows, BuildError>
@@ -121,16 +121,16 @@ where
 {
     let mut found = Rows::default();
     let mut cies = Cies::default();
-    let functions = functions(section, bases, limits, &mut cies, &mut found.stats)?;
+    let (machine, work) = (elf.machine, &elf.work);
+    let functions = functions(section, bases, work, limits, &mut cies, &mut found.stats)?;
     let mut context = UnwindContext::new_in();
-    let mut work = Work::of_section(bytes.bytes.len());
     let mut behind = 0_u64;
     for (index, function) in functions.iter().enumerate() {
         let next = functions.get(index.saturating_add(1)).map_or(u64::MAX, |next| next.begin);
         let fde = section.fde_from_offset(bases, function.at.into(), cies.get());
         // It could be parsed before.
         let Ok(fde) = fde else { continue };
-        work.charge(&bytes.bytes, &fde)?;
+        work.charge_rows(&bytes.bytes, &fde)?;
         // Of two that overlap, the later one counts from where it begins.
         let end = fde.end_address().min(next);
         if end <= fde.initial_address() {
@@ -154,6 +154,7 @@ where
 fn functions<'a, S>(
     section: &S,
     bases: &BaseAddresses,
+    work: &Work<'_>,
     limits: Limits,
     cies: &mut Cies<'a>,
     stats: &mut TableStats,
@@ -165,6 +166,7 @@ where
     let mut places: Vec<Place> = Vec::new();
     let mut entries = section.entries(bases);
     loop {
+        work.charge(work::ENTRY)?;
         let partial = match entries.next() {
             Ok(Some(CieOrFde::Fde(partial))) => partial,
             Ok(Some(CieOrFde::Cie(_))) => continue,

@@ -11,12 +11,16 @@ use object::elf::{
     SHF_COMPRESSED, SHT_NOBITS, SectionHeader64,
 };
 
+use super::work::{self, Work};
 use super::{BuildError, Limits, LoadSegment, ReadAt};
 
 /// Executables have about a dozen.
 const PROGRAM_HEADERS_MAX: u16 = 256;
 /// Linked files have about 40.
 const SECTION_HEADERS_MAX: u16 = 4096;
+/// What is compressed may be so many times as large: it is a third or a tenth in practice. Small
+/// files come first because they are soon done.
+const RATIO_MAX: u64 = 64;
 /// Of all section names together; they are some hundred bytes.
 const NAMES_MAX: u64 = 1 << 20;
 
@@ -31,8 +35,10 @@ pub(super) enum Machine {
 pub(super) struct Elf<'a> {
     file: &'a dyn ReadAt,
     pub(super) limits: Limits,
+    pub(super) work: Work<'a>,
     pub(super) machine: Machine,
     pub(super) entry: u64,
+    file_size: u64,
     segments: Vec<ProgramHeader64<LE>>,
     sections: Vec<(String, SectionHeader64<LE>)>,
 }
@@ -69,18 +75,25 @@ impl<'a> Elf<'a> {
         // A file without section headers, or with damaged ones, still runs.
         let sections = sections(file, &header).unwrap_or_default();
         let entry = header.e_entry.get(LE);
-        Ok(Self { file, limits, machine, entry, segments, sections })
+        let file_size = file.size().map_err(BuildError::Unreadable)?;
+        let work = Work::on(file);
+        Ok(Self { file, limits, work, machine, entry, file_size, segments, sections })
     }
 
-    /// What is mapped when the file runs.
+    /// What is mapped when the file runs. What is not in the file cannot be run, whatever the file
+    /// says.
     pub(super) fn load_segments(&self) -> Vec<LoadSegment> {
         let loaded = self.segments.iter().filter(|segment| segment.p_type.get(LE) == PT_LOAD);
         loaded
-            .map(|segment| LoadSegment {
-                file_offset: segment.p_offset.get(LE),
-                address: segment.p_vaddr.get(LE),
-                file_size: segment.p_filesz.get(LE),
-                executable: segment.p_flags.get(LE) & PF_X != 0,
+            .map(|segment| {
+                let file_offset = segment.p_offset.get(LE);
+                let there = self.file_size.saturating_sub(file_offset);
+                LoadSegment {
+                    file_offset,
+                    address: segment.p_vaddr.get(LE),
+                    file_size: segment.p_filesz.get(LE).min(there),
+                    executable: segment.p_flags.get(LE) & PF_X != 0,
+                }
             })
             .collect()
     }
@@ -139,14 +152,18 @@ impl<'a> Elf<'a> {
         if size > self.limits.section_bytes {
             return Err(BuildError::TooLarge(what));
         }
-        read_bytes(self.file, offset, size)
+        self.work.charge(work::CALL)?;
+        let bytes = read_bytes(self.file, offset, size)?;
+        self.work.charge_reading(bytes.len(), work::READ_PER_UNIT)?;
+        Ok(bytes)
     }
 
     fn decompress(&self, bytes: &[u8], what: &'static str) -> Result<Vec<u8>, BuildError> {
         let (header, compressed) = object::pod::from_bytes::<CompressionHeader64<LE>>(bytes)
             .map_err(|()| BuildError::Malformed("compression header"))?;
         let size = header.ch_size.get(LE);
-        if size > self.limits.section_bytes {
+        let most = u64::try_from(compressed.len()).unwrap_or(u64::MAX).saturating_mul(RATIO_MAX);
+        if size > self.limits.section_bytes.min(most) {
             return Err(BuildError::TooLarge(what));
         }
         let mut plain = Vec::new();
@@ -159,6 +176,7 @@ impl<'a> Elf<'a> {
             _ => return Err(BuildError::Compressed(what)),
         };
         read.map_err(|_error| BuildError::Compressed(what))?;
+        self.work.charge_reading(plain.len(), work::DECOMPRESSED_PER_UNIT)?;
         Ok(plain)
     }
 }

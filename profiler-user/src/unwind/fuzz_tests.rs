@@ -22,6 +22,10 @@ struct Counted {
 }
 
 impl ReadAt for Counted {
+    fn size(&self) -> io::Result<u64> {
+        self.bytes.size()
+    }
+
     fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         self.read.set(self.read.get() + u64::try_from(to.len()).unwrap());
         self.bytes.read_exact_at(to, offset)

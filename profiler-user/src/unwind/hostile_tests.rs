@@ -1,8 +1,12 @@
 //! Files that are made to cost much. Each is small; what it costs is bounded by counting, which is
 //! what these tests look at, and not by a clock.
 
+use std::io;
+
+use profiler_common::unwind::{END_WORDS, GRANULE_WORDS, Rule};
+
 use super::made_elf::{Form, MadeElf, MadeFrames, TEXT, X86_64_START};
-use super::{BuildError, Limits, build};
+use super::{BuildError, Limits, ReadAt, build};
 
 fn frames() -> MadeFrames {
     MadeFrames::new(Form::Eh).common("", 16, &X86_64_START)
@@ -17,7 +21,7 @@ fn check_too_large(file: &MadeElf, limits: Limits, expected: &str) {
 }
 
 const REMEMBER_RESTORE: [u8; 2] = [0x0a, 0x0b];
-const WORK: &str = "work for call frame information";
+const WORK: &str = "work";
 
 #[test]
 fn rows_that_are_copied_over_and_over_are_too_much_work() {
@@ -106,4 +110,59 @@ fn functions_that_point_to_themselves_or_nowhere_are_counted() {
     let table = build(&file.bytes(), &Limits::default()).unwrap();
     let stats = table.stats();
     assert_eq!((stats.fdes, stats.fdes_skipped, stats.damaged), (1, 1, true));
+}
+
+/// One function, and the rest says nothing.
+fn with_text(claimed: usize) -> MadeElf {
+    let frames = frames().function(TEXT, 0x100, &[]);
+    MadeElf::new(0x1000).text_claimed(claimed).section(".eh_frame", frames.bytes)
+}
+
+#[test]
+fn text_that_is_not_in_the_file_does_not_count() {
+    let table = build(&with_text(4 << 30).bytes(), &Limits::default()).unwrap();
+    assert_eq!(table.page_count(), 1);
+    assert_ne!(table.lookup(TEXT), Rule::NONE);
+    let [segment, ..] = table.layout().segments() else { panic!("no segment") };
+    assert!((0x1000..0x2000).contains(&segment.file_size), "{segment:?}");
+}
+
+/// A file with a hole at its end.
+struct Sparse {
+    bytes: Vec<u8>,
+    size: u64,
+}
+
+impl ReadAt for Sparse {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.size)
+    }
+
+    fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset.checked_add(to.len().try_into().unwrap()).is_none_or(|end| end > self.size) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        to.fill(0);
+        let begin = self.bytes.len().min(usize::try_from(offset).unwrap());
+        let there = &self.bytes[begin..];
+        let len = there.len().min(to.len());
+        to[..len].copy_from_slice(&there[..len]);
+        Ok(())
+    }
+}
+
+#[test]
+fn gigabytes_of_text_that_are_a_hole_in_the_file_cost_two_blocks() {
+    const MOST: usize = 2 << 30;
+    let sparse = |claimed| Sparse { bytes: with_text(claimed).bytes(), size: 8 << 30 };
+    let table = build(&sparse(MOST - 0x1000), &Limits::default()).unwrap();
+    assert_eq!(table.page_count(), MOST >> 16);
+    let block = |rows| 4 * (GRANULE_WORDS + rows + END_WORDS);
+    // What is before the function, the function, what is behind it.
+    assert_eq!(table.block_bytes(), u64::try_from(block(3) + block(1)).unwrap());
+    assert_eq!([0, 1, 2].map(|page| table.only_rule(page).is_some()), [false, true, true]);
+    match build(&sparse(MOST), &Limits::default()) {
+        Err(BuildError::TooLarge(what)) => assert_eq!(what, "text"),
+        other => panic!("{other:?}"),
+    }
 }

@@ -9,6 +9,10 @@ use object::elf::{
 use super::ReadAt;
 
 impl ReadAt for Vec<u8> {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len().try_into().unwrap())
+    }
+
     fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         let begin = usize::try_from(offset).map_err(|_too_large| io::ErrorKind::UnexpectedEof)?;
         let bytes = begin.checked_add(to.len()).and_then(|end| self.get(begin..end));
@@ -32,6 +36,7 @@ pub(super) struct MadeElf {
     machine: u16,
     entry: u64,
     text: Vec<u8>,
+    text_claimed: Option<usize>,
     sections: Vec<MadeSection>,
     section_headers: bool,
     frame_header: Option<u64>,
@@ -44,6 +49,7 @@ impl MadeElf {
             machine: EM_X86_64,
             entry: 0,
             text: vec![0; text_len],
+            text_claimed: None,
             sections: Vec::new(),
             section_headers: true,
             frame_header: None,
@@ -57,6 +63,12 @@ impl MadeElf {
 
     pub(super) fn entry(mut self, entry: u64) -> Self {
         self.entry = entry;
+        self
+    }
+
+    /// Says that it has so much text.
+    pub(super) fn text_claimed(mut self, len: usize) -> Self {
+        self.text_claimed = Some(len);
         self
     }
 
@@ -103,7 +115,8 @@ impl MadeElf {
         let mut contents: Vec<u8> = Vec::new();
         let mut headers: Vec<u8> = vec![0; 64];
         let mut names: Vec<u8> = vec![0];
-        program(&mut programs, PT_LOAD, PF_R | PF_X, at, TEXT, self.text.len());
+        let text_len = self.text_claimed.unwrap_or(self.text.len());
+        program(&mut programs, PT_LOAD, PF_R | PF_X, at, TEXT, text_len);
         contents.extend(&self.text);
         at += self.text.len();
         let mut header = (0, 0, 0);

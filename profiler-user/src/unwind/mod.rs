@@ -2,7 +2,8 @@
 //! Pure; what is read comes through [`ReadAt`].
 //!
 //! The tables are in the terms of `profiler_common::unwind`, which the BPF program reads. A file is
-//! whatever a stranger wrote: what is read of it, and for how long, is bounded by [`Limits`].
+//! whatever a stranger wrote: what is read of it is bounded by [`Limits`], what is done with that by
+//! counting ([`work`]): about two seconds at most, and less the smaller the file is.
 
 mod build;
 mod cfi;
@@ -26,15 +27,26 @@ pub use table::{LoadSegment, Source, TableStats, TextLayout, UnwindTable};
 
 use std::io;
 
-/// A file to read from at any place. Its length is what it was when it was opened; a file that is
-/// shorter by now gives an error.
+/// A file to read from at any place. It may be shorter by now than it said: that gives an error.
 pub trait ReadAt {
+    /// How many bytes it has.
+    ///
+    /// # Errors
+    ///
+    /// That cannot be told.
+    fn size(&self) -> io::Result<u64>;
+
     /// Fills `to` with the bytes from `offset` on.
     ///
     /// # Errors
     ///
     /// The file cannot be read, or ends before.
     fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Whether anybody waits for its table still.
+    fn is_wanted(&self) -> bool {
+        true
+    }
 }
 
 /// What one file may cost.
@@ -50,7 +62,7 @@ impl Default for Limits {
     fn default() -> Self {
         // The largest libraries that are seen (LLVM, Chromium) have some 20 MB of `.eh_frame` and
         // two million rows.
-        Self { section_bytes: 256 << 20, rows: 16 << 20 }
+        Self { section_bytes: 128 << 20, rows: 8 << 20 }
     }
 }
 
@@ -72,6 +84,9 @@ pub enum BuildError {
     /// A section is compressed in a way that is not known.
     #[error("cannot decompress {0}")]
     Compressed(&'static str),
+    /// Nobody waits for it any more.
+    #[error("not wanted any more")]
+    NotWanted,
     /// Unwind information that says nothing of any text.
     #[error("no unwind information")]
     NoUnwindInformation,
@@ -87,6 +102,7 @@ impl BuildError {
             Self::Unreadable(_) => "unreadable",
             Self::TooLarge(_) => "too_large",
             Self::Compressed(_) => "compressed",
+            Self::NotWanted => "not_wanted",
             Self::NoUnwindInformation => "no_unwind_information",
         }
     }

@@ -2,16 +2,18 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use profiler_common::unwind::{
-    END_WORDS, GRANULE_SHIFT, GRANULE_WORDS, GRANULES, PAGE_ROWS_MAX, PAGE_SHIFT, Rule, row,
+    END_WORDS, GRANULE_SHIFT, GRANULE_WORDS, GRANULES, PAGE_ROWS_MAX, PAGE_SHIFT, PAGES_MAX, Rule,
+    row,
 };
 
 use super::BuildError;
 
-/// Text that a file may spread over: 4 GiB.
-const PAGES_MAX: u64 = 1 << 16;
+/// Text that a file may spread over: 2 GiB, a quarter of the pages that there are. Calls reach that
+/// far in the code models that programs are made in.
+const FILE_PAGES_MAX: u64 = PAGES_MAX as u64 / 4;
 
 /// A part of a file that is mapped when it runs (`PT_LOAD`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +22,7 @@ pub struct LoadSegment {
     pub file_offset: u64,
     /// The address of its first byte, before the file is moved to where it is mapped.
     pub address: u64,
-    /// How many bytes of it are in the file.
+    /// How many bytes of it are in the file, which may have fewer than it says.
     pub file_size: u64,
     /// It can hold code.
     pub executable: bool,
@@ -132,18 +134,16 @@ impl UnwindTable {
         stats: TableStats,
         rows: &[(u64, Rule)],
     ) -> Result<Self, BuildError> {
-        let text = || segments.iter().filter(|segment| segment.executable);
+        let is_text = |segment: &&LoadSegment| segment.executable && segment.file_size > 0;
+        let text = || segments.iter().filter(is_text);
         let begin = text().map(|segment| segment.address).min();
         let end = text().map(LoadSegment::end).max();
         let (Some(begin), Some(end)) = (begin, end) else {
             return Err(BuildError::Malformed("no text"));
         };
-        if end <= begin {
-            return Err(BuildError::Malformed("empty text"));
-        }
         let first_page = begin >> PAGE_SHIFT;
         let last_page = end.saturating_sub(1) >> PAGE_SHIFT;
-        if last_page.saturating_sub(first_page) >= PAGES_MAX {
+        if last_page.saturating_sub(first_page) >= FILE_PAGES_MAX {
             return Err(BuildError::TooLarge("text"));
         }
         let mut table = Self {
@@ -229,6 +229,27 @@ impl UnwindTable {
     #[must_use]
     pub fn page_count(&self) -> usize {
         self.starts.len().saturating_sub(1)
+    }
+
+    /// The one rule that holds throughout a page, by its number in `rules`; `None` if there are more.
+    /// The blocks of all pages with the same one are the same.
+    #[must_use]
+    pub fn only_rule(&self, page: usize) -> Option<u16> {
+        match self.page(page) {
+            [row] => u16::try_from(*row & 0xffff).ok(),
+            _ => None,
+        }
+    }
+
+    /// Bytes of all blocks that are different.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        let mut only_rules = HashSet::new();
+        let words = (0..self.page_count())
+            .filter(|page| self.only_rule(*page).is_none_or(|rule| only_rules.insert(rule)))
+            .map(|page| u64::try_from(self.block_len(page)).unwrap_or(u64::MAX))
+            .fold(0, u64::saturating_add);
+        words.saturating_mul(4)
     }
 
     /// How many words the block of a page has.

@@ -153,3 +153,10 @@ fn a_signal_handler_on_its_own_stack() {
     });
     profile.least(95, |walk| walk.user().starts_with(&handler));
 }
+
+/// The C library's own name for it is in no file that is stripped.
+#[test]
+fn where_a_signal_handler_returns_to() {
+    let Some(profile) = profile_of("signal", &["-static"], &[]) else { return };
+    profile.least(95, |walk| walk.user().starts_with(&["leaf", "on_signal", "__restore_rt"]));
+}

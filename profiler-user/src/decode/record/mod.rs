@@ -140,21 +140,27 @@ fn words(bytes: &[u8], count: u16) -> Result<(&[[u8; 8]], &[u8]), DecodeError> {
 
 /// All but the first are return addresses, or say that they are not; the first is one if the thread
 /// was not interrupted there.
+///
+/// Where a signal's handler returns to is below what the signal interrupted. It is no return
+/// address either: the kernel put it there, and no call is before it.
 fn code_addresses(
     words: &[[u8; 8]],
     first_returns: bool,
     is_user: bool,
 ) -> impl Iterator<Item = CodeAddress> {
-    let mut returns = first_returns;
-    words.iter().map(move |word| {
-        let word = u64::from_ne_bytes(*word);
-        let interrupted = is_user && word & FRAME_INTERRUPTED != 0;
+    let is_interrupted = move |word: u64| is_user && word & FRAME_INTERRUPTED != 0;
+    let mut words = words.iter().map(|word| u64::from_ne_bytes(*word)).peekable();
+    let mut is_first = true;
+    std::iter::from_fn(move || {
+        let word = words.next()?;
+        let interrupted = is_interrupted(word);
         let at = Addr(if interrupted { word & !FRAME_INTERRUPTED } else { word });
-        if std::mem::replace(&mut returns, true) && !interrupted {
-            CodeAddress::Return(at)
+        let returns = if std::mem::replace(&mut is_first, false) {
+            first_returns
         } else {
-            CodeAddress::Instruction(at)
-        }
+            !interrupted && !words.peek().copied().is_some_and(is_interrupted)
+        };
+        Some(if returns { CodeAddress::Return(at) } else { CodeAddress::Instruction(at) })
     })
 }
 

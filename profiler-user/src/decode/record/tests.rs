@@ -79,6 +79,14 @@ fn what_a_signal_interrupted_is_looked_up_where_it_is() {
 }
 
 #[test]
+fn where_a_handler_returns_to_is_looked_up_where_it_is() {
+    let interrupted = 30 | FRAME_INTERRUPTED;
+    check_frames(false, false, &[], &[5, 10, 20, interrupted, 40], &[5, 9, 20, 30, 39]);
+    // A thread that is on its way back to what was interrupted is in a system call.
+    check_frames(true, true, &[100], &[20, interrupted], &[100, 19, 30]);
+}
+
+#[test]
 fn who_and_when_are_as_written() {
     let sample = sample(&bytes(header(), &[], &[])).unwrap();
     assert_eq!((sample.pid, sample.tid, sample.cpu), (Pid(100), Tid(101), 3));

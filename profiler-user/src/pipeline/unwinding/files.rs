@@ -65,6 +65,11 @@ pub(super) fn unreadable(reason: &'static str) -> Table {
     Table::Without { kind: MAPPING_UNREADABLE, reason }
 }
 
+/// A file with more to say of unwinding than one file may.
+pub(super) fn too_large(reason: &'static str) -> Table {
+    Table::Without { kind: MAPPING_OVER_LIMIT, reason }
+}
+
 /// A file that says nothing of unwinding.
 pub(super) fn without(reason: &'static str) -> Table {
     Table::Without { kind: MAPPING_NO_TABLE, reason }

@@ -9,6 +9,7 @@
 //! ```
 
 mod files;
+mod maps;
 mod publisher;
 mod queue;
 mod stats;
@@ -18,6 +19,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
@@ -72,6 +74,7 @@ type Files = Vec<(ElfId, Arc<File>)>;
 pub struct Unwinding {
     messages: SyncSender<Message>,
     stats: Arc<Mutex<UnwindStats>>,
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -85,16 +88,18 @@ impl Unwinding {
         let (messages, received) = sync_channel(FACTS);
         let (to_builder, files) = sync_channel::<Files>(1);
         let built = messages.clone();
+        let ended = Arc::new(AtomicBool::new(false));
+        let has_ended = Arc::clone(&ended);
         std::thread::Builder::new()
             .name("unwind-build".to_owned())
-            .spawn(move || make_tables(&files, &built))?;
+            .spawn(move || make_tables(&files, &built, &has_ended))?;
         let stats = Arc::new(Mutex::new(UnwindStats::default()));
         let publisher = Publisher::new(maps, elfs);
         let shared = Arc::clone(&stats);
         let thread = std::thread::Builder::new()
             .name("unwind".to_owned())
             .spawn(move || run(publisher, &received, &to_builder, &shared))?;
-        Ok(Self { messages, stats, thread: Some(thread) })
+        Ok(Self { messages, stats, ended, thread: Some(thread) })
     }
 
     /// Tells the thread. `false`: it is too far behind, and the fact is lost.
@@ -118,6 +123,8 @@ impl Unwinding {
 
 impl Drop for Unwinding {
     fn drop(&mut self) {
+        // Who makes a table stops. It is not waited for: it may read a file that does not answer.
+        self.ended.store(true, Ordering::Relaxed);
         let sent = self.messages.send(Message::End);
         if let Some(thread) = self.thread.take()
             && (thread.join().is_err() || sent.is_err())
@@ -129,16 +136,40 @@ impl Drop for Unwinding {
 
 /// Reads with `pread`: a file that is cut short meanwhile is an error, and no signal.
 impl ReadAt for File {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
     fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, to, offset)
     }
 }
 
-fn make_tables(files: &Receiver<Files>, built: &SyncSender<Message>) {
+/// A file whose table is wanted until the end.
+struct UntilEnd<'a> {
+    file: &'a File,
+    ended: &'a AtomicBool,
+}
+
+impl ReadAt for UntilEnd<'_> {
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
+    fn read_exact_at(&self, to: &mut [u8], offset: u64) -> io::Result<()> {
+        ReadAt::read_exact_at(self.file, to, offset)
+    }
+
+    fn is_wanted(&self) -> bool {
+        !self.ended.load(Ordering::Relaxed)
+    }
+}
+
+fn make_tables(files: &Receiver<Files>, built: &SyncSender<Message>, ended: &AtomicBool) {
     while let Ok(files) = files.recv() {
         for (id, file) in files {
             let began = Instant::now();
-            let table = build(&*file, &Limits::default());
+            let table = build(&UntilEnd { file: &file, ended }, &Limits::default());
             if built.send(Message::Built { id, table, took: began.elapsed() }).is_err() {
                 return;
             }

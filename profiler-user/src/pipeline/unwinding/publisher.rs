@@ -10,10 +10,11 @@ use std::{
 use profiler_common::unwind::{Mapping as Published, SLICE_ENTRIES_MAX, SliceHead};
 
 use super::files::{self, Ready, Table};
+use super::maps::Maps;
 use super::queue::{Queue, Wanted};
 use super::stats::{Times, ms};
 use super::{Fact, GATHER, UnwindStats};
-use crate::capture::{PlacedTable, Slice, UnwindMaps, UnwindMapsError};
+use crate::capture::{PlacedTable, Slice, UnwindMapsError};
 use crate::decode::Pid;
 use crate::process::{Backing, ElfId, ElfRegistry, MappingSnapshot};
 use crate::unwind::{BuildError, UnwindTable};
@@ -26,69 +27,15 @@ const KEPT_AFTER_USE: Duration = Duration::from_secs(5);
 /// Files that are handed on to be built at once.
 const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_FILES: usize = 32;
+/// So many new files of one process are wanted now. A browser has some 300.
+const WANTED_NOW_MAX: usize = 512;
+/// When so many files are known, those that are gone are forgotten: a file that is written to is
+/// another one each time.
+const FILES_MAX: usize = 65_536;
 /// User space ends here (x86-64 with five page-table levels).
 const USER_END: u64 = 1 << 56;
 /// When so many slices are replaced, what they take is used again.
 const RETIRED_MAX: usize = 2048;
-
-/// The maps, or what stands for them in a test.
-pub(super) trait Maps {
-    fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError>;
-    fn place_slice(
-        &mut self,
-        head: SliceHead,
-        mappings: &[Published],
-    ) -> Result<Slice, UnwindMapsError>;
-    fn set_process(
-        &mut self,
-        pid: Pid,
-        slice: &Slice,
-        only_if_known: bool,
-    ) -> Result<(), UnwindMapsError>;
-    fn remove_process(&mut self, pid: Pid) -> Result<(), UnwindMapsError>;
-    fn release(
-        &mut self,
-        slices: &mut Vec<Slice>,
-        tables: &mut Vec<PlacedTable>,
-    ) -> Result<(), UnwindMapsError>;
-    fn note(&self, stats: &mut UnwindStats);
-}
-
-impl Maps for UnwindMaps {
-    fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError> {
-        Self::place(self, table)
-    }
-    fn place_slice(
-        &mut self,
-        head: SliceHead,
-        mappings: &[Published],
-    ) -> Result<Slice, UnwindMapsError> {
-        Self::place_slice(self, head, mappings)
-    }
-    fn set_process(
-        &mut self,
-        pid: Pid,
-        slice: &Slice,
-        only_if_known: bool,
-    ) -> Result<(), UnwindMapsError> {
-        Self::set_process(self, pid, slice, only_if_known)
-    }
-    fn remove_process(&mut self, pid: Pid) -> Result<(), UnwindMapsError> {
-        Self::remove_process(self, pid)
-    }
-    fn release(
-        &mut self,
-        slices: &mut Vec<Slice>,
-        tables: &mut Vec<PlacedTable>,
-    ) -> Result<(), UnwindMapsError> {
-        Self::release(self, slices, tables)
-    }
-    fn note(&self, stats: &mut UnwindStats) {
-        stats.rules = self.rules();
-        stats.rules_refused = self.rules_refused();
-        stats.map_bytes = self.bytes();
-    }
-}
 
 /// A set of mappings, and the processes that have it.
 struct Snapshot {
@@ -103,6 +50,8 @@ pub(super) struct Publisher<M> {
     maps: M,
     elfs: ElfRegistry,
     tables: HashMap<ElfId, Table>,
+    /// How many tables make it look for those of files that are gone.
+    tables_max: usize,
     queue: Queue,
     building: HashSet<ElfId>,
     /// By epoch.
@@ -127,6 +76,7 @@ impl<M: Maps> Publisher<M> {
             maps,
             elfs,
             tables: HashMap::new(),
+            tables_max: FILES_MAX,
             queue: Queue::default(),
             building: HashSet::new(),
             snapshots: HashMap::new(),
@@ -182,12 +132,15 @@ impl<M: Maps> Publisher<M> {
                     let layout = Arc::new(table.layout().clone());
                     Table::Ready(Ready { placed, layout, rows: table.row_count(), used: now })
                 }
+                // It will not be smaller another time.
+                Err(UnwindMapsError::OverShare) => files::too_large("over_share"),
                 Err(error) => {
                     self.note_error(Err(error));
                     Table::OverLimit { since: now }
                 }
             },
             Err(error @ BuildError::NoUnwindInformation) => files::without(error.reason()),
+            Err(error @ BuildError::TooLarge(_)) => files::too_large(error.reason()),
             Err(error) => files::unreadable(error.reason()),
         };
         self.tables.insert(id, state);
@@ -223,6 +176,9 @@ impl<M: Maps> Publisher<M> {
         let idle = self.building.is_empty() && self.queue.len() == 0;
         if self.changed_since.is_some_and(|since| idle || now >= since + GATHER) {
             self.publish_changed();
+        }
+        if self.tables.len() >= self.tables_max {
+            self.forget_files();
         }
         if self.retired.len() >= RETIRED_MAX {
             self.release();
@@ -277,10 +233,10 @@ impl<M: Maps> Publisher<M> {
     }
 
     fn want_tables(&mut self, mappings: &MappingSnapshot, is_new: bool, now: Instant) {
+        let mut new = 0;
         for mapping in mappings.mappings() {
             let Backing::Elf(id) = mapping.backing else { continue };
             let since = is_new.then_some(now);
-            let wanted = if is_new { Wanted::Now } else { Wanted::Sometime };
             match self.tables.get_mut(&id) {
                 None | Some(Table::Without { reason: "not_open", .. }) => {
                     self.tables.insert(id, Table::Pending { since });
@@ -289,9 +245,32 @@ impl<M: Maps> Publisher<M> {
                 Some(_) => continue,
             }
             if !self.building.contains(&id) {
-                self.queue.add(id, wanted, self.file_bytes(id));
+                let is_now = is_new && new < WANTED_NOW_MAX;
+                let wanted = if is_now { Wanted::Now } else { Wanted::Sometime };
+                new += usize::from(self.queue.add(id, wanted, self.file_bytes(id)));
             }
         }
+    }
+
+    /// Forgets files that nobody has mapped, and that would have another id if they were seen again.
+    fn forget_files(&mut self) {
+        let mappings = self.snapshots.values().flat_map(|snapshot| snapshot.mappings.mappings());
+        let mapped: HashSet<ElfId> = mappings
+            .filter_map(|mapping| match mapping.backing {
+                Backing::Elf(id) => Some(id),
+                Backing::Anonymous | Backing::Special(_) => None,
+            })
+            .collect();
+        let elfs = &self.elfs;
+        let gone = |id: &ElfId, _: &mut Table| !mapped.contains(id) && !elfs.knows(*id);
+        for (id, table) in self.tables.extract_if(gone) {
+            self.queue.remove(id);
+            if let Table::Ready(ready) = table {
+                self.retired_tables.push(ready.placed);
+            }
+        }
+        // Not again before there are as many more.
+        self.tables_max = FILES_MAX.max(2 * self.tables.len());
     }
 
     fn file_bytes(&self, id: ElfId) -> u64 {
@@ -426,29 +405,30 @@ impl<M: Maps> Publisher<M> {
         if self.evicted_at.is_some_and(|at| now < at + EVICTION_PAUSE) {
             return false;
         }
-        let mut oldest: Vec<(Instant, ElfId, u64)> = Vec::new();
+        let mut oldest: Vec<(Instant, ElfId)> = Vec::new();
         let mut total = 0_u64;
         for (id, table) in &self.tables {
             let Table::Ready(ready) = table else { continue };
             total = total.saturating_add(ready.placed.bytes);
             if now >= ready.used + KEPT_AFTER_USE {
-                oldest.push((ready.used, *id, ready.placed.bytes));
+                oldest.push((ready.used, *id));
             }
         }
         oldest.sort_unstable();
-        let words: usize = (0..table.page_count()).map(|page| table.block_len(page)).sum();
         // A tenth more, so that the next one does not need the same again.
-        let wanted = (4 * words as u64).saturating_add(total / 10);
-        let mut freed = 0_u64;
-        for (_, id, bytes) in oldest {
-            if freed >= wanted {
+        let wanted = table.block_bytes().saturating_add(total / 10);
+        let (mut freed, mut freed_pages) = (0_u64, 0_usize);
+        for (_, id) in oldest {
+            if freed >= wanted && freed_pages >= table.page_count() {
                 break;
             }
             let evicted = self.tables.insert(id, Table::OverLimit { since: now });
             if let Some(Table::Ready(ready)) = evicted {
+                freed = freed.saturating_add(ready.placed.bytes);
+                let pages = usize::try_from(ready.placed.pages).unwrap_or(0);
+                freed_pages = freed_pages.saturating_add(pages);
                 self.retired_tables.push(ready.placed);
             }
-            freed = freed.saturating_add(bytes);
             self.counts.evictions = self.counts.evictions.saturating_add(1);
             self.mark_users(id, now);
         }

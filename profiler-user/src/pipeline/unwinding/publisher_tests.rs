@@ -16,19 +16,23 @@ struct Fake {
     processes: BTreeMap<Pid, u32>,
     tables: usize,
     tables_max: usize,
+    over_share: bool,
     next: u32,
     released: usize,
 }
 
 impl Maps for Fake {
     fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError> {
+        if self.over_share {
+            return Err(UnwindMapsError::OverShare);
+        }
         if self.tables == self.tables_max {
             return Err(UnwindMapsError::Full);
         }
         self.tables += 1;
         self.next += 1;
         let pages = u32::try_from(table.page_count()).unwrap();
-        Ok(PlacedTable { first_page: self.next, pages, bytes: 100 })
+        Ok(PlacedTable { first_page: self.next, pages, bytes: 100, rules: Vec::new() })
     }
 
     fn place_slice(
@@ -217,6 +221,45 @@ fn tables_that_are_all_in_use_stay() {
     assert!(matches!(publisher.tables[&ElfId(1)], Table::Ready(_)));
     assert!(matches!(publisher.tables[&ElfId(2)], Table::OverLimit { .. }));
     assert_eq!(publisher.stats().files_over_limit, 1);
+}
+
+#[test]
+fn a_file_that_takes_too_much_makes_no_other_one_go_and_is_not_tried_again() {
+    let mut publisher = publisher(10);
+    let now = Instant::now();
+    tell(&mut publisher, 7, &snapshot(&[elf(1), elf(2), elf(3)]));
+    publisher.ready(1, now);
+    publisher.maps.over_share = true;
+    publisher.ready(2, now);
+    let too_large = Err(BuildError::TooLarge("text"));
+    publisher.built(ElfId(3), too_large, Duration::ZERO, now);
+    publisher.learn(Fact::Used(vec![ElfId(2), ElfId(3)]), now + RETRY_AFTER);
+    publisher.publish(now + RETRY_AFTER);
+    assert_eq!(publisher.kinds(7).unwrap()[1..], [MAPPING_OVER_LIMIT, MAPPING_OVER_LIMIT]);
+    let stats = publisher.stats();
+    assert_eq!(stats.files_without, BTreeMap::from([("over_share", 1), ("too_large", 1)]));
+    assert_eq!((stats.files_ready, stats.evictions, stats.files_pending), (1, 0, 0));
+}
+
+#[test]
+fn files_that_are_gone_are_forgotten_when_there_are_many() {
+    let mut publisher = publisher(10);
+    let (now, files) = (Instant::now(), u32::try_from(FILES_MAX).unwrap());
+    tell(&mut publisher, 7, &snapshot(&[elf(1), elf(2)]));
+    publisher.ready(1, now);
+    publisher.ready(2, now);
+    // Each time the file is another one.
+    let written: Vec<Backing> = (2..files).map(elf).collect();
+    tell(&mut publisher, 7, &snapshot(&written));
+    publisher.publish(now);
+    assert_eq!((publisher.tables.len(), publisher.retired_tables.len()), (FILES_MAX - 1, 0));
+    tell(&mut publisher, 7, &snapshot(&[elf(2), elf(files), elf(files + 1)]));
+    publisher.publish(now);
+    let mut left: Vec<ElfId> = publisher.tables.keys().copied().collect();
+    left.sort_unstable();
+    assert_eq!(left, [2, files, files + 1].map(ElfId));
+    // None was taken from the queue here.
+    assert_eq!((publisher.retired_tables.len(), publisher.queue.len()), (1, left.len()));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::process::ElfId;
 /// How soon a file's table is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wanted {
-    /// A process runs it now.
+    /// A process runs it now, and has not many others.
     Now,
     /// It was found when everything was looked at, or had to go before.
     Sometime,
@@ -21,16 +21,17 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Adds a file of so many bytes, or moves it forward.
-    pub(super) fn add(&mut self, id: ElfId, wanted: Wanted, bytes: u64) {
+    /// Adds a file of so many bytes, or moves it forward; `false`: it is as far already.
+    pub(super) fn add(&mut self, id: ElfId, wanted: Wanted, bytes: u64) -> bool {
         if let Some((before, known)) = self.places.get(&id).copied() {
             if before <= wanted {
-                return;
+                return false;
             }
             self.order.remove(&(before, known, id));
         }
         self.order.insert((wanted, bytes, id));
         self.places.insert(id, (wanted, bytes));
+        true
     }
 
     /// The next file.
@@ -38,6 +39,13 @@ impl Queue {
         let (_, _, id) = self.order.pop_first()?;
         self.places.remove(&id);
         Some(id)
+    }
+
+    /// Leaves a file out.
+    pub(super) fn remove(&mut self, id: ElfId) {
+        if let Some((wanted, bytes)) = self.places.remove(&id) {
+            self.order.remove(&(wanted, bytes, id));
+        }
     }
 
     /// How many files wait.

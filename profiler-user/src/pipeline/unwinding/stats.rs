@@ -26,8 +26,6 @@ pub struct UnwindStats {
     pub snapshots: usize,
     /// Different rules.
     pub rules: usize,
-    /// Rules that there was no room for.
-    pub rules_refused: u64,
     /// Rows of the tables that are published now.
     pub rows: usize,
     /// Rows of all tables that were ever made.

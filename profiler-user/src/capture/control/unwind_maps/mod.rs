@@ -4,14 +4,15 @@
 //! nothing leads to it any more, then [`UnwindMaps::release`] waits for the programs that run.
 
 mod memory;
+mod rule_numbers;
 mod runs;
 
 use std::{
-    collections::{HashMap as StdHashMap, HashSet},
+    collections::{HashMap, HashSet},
     io,
 };
 
-use aya::maps::{ArrayOfMaps, HashMap, MapData, MapError};
+use aya::maps::{ArrayOfMaps, HashMap as BpfHashMap, MapData, MapError};
 use profiler_common::unwind::{
     CHUNK_SEGMENTS, CHUNKS_MAX, MAPPING_SEGMENTS, Mapping, PAGES_MAX, RULES_MAX, Rule,
     SEGMENT_WORDS, SLICE_ENTRIES_MAX, SliceHead, page,
@@ -19,6 +20,7 @@ use profiler_common::unwind::{
 use zerocopy::IntoBytes as _;
 
 use self::memory::MapMemory;
+use self::rule_numbers::RuleNumbers;
 use self::runs::Runs;
 use crate::decode::Pid;
 use crate::unwind::UnwindTable;
@@ -36,9 +38,15 @@ const ENTRY_WORDS: usize = size_of::<Mapping>() / 8;
 /// The smallest ceiling: the maps of fixed size, and room for some tables.
 pub const MEMORY_MIN: u64 = 8 << 20;
 
+/// One file may have a part of what is there for all: of the blocks' memory, if that is more than
+/// a chunk, and of the rules. What it may have of the pages is bounded when its table is made.
+const FILE_SHARE: usize = 4;
+/// The most different rules of a file. Those that were seen have some thousand.
+const FILE_RULES_MAX: usize = RULES_MAX / FILE_SHARE;
+
 /// The maps, as they are taken from the loaded object.
 pub(in crate::capture) struct Maps {
-    pub(in crate::capture) processes: HashMap<MapData, u32, u32>,
+    pub(in crate::capture) processes: BpfHashMap<MapData, u32, u32>,
     pub(in crate::capture) mappings: MapData,
     pub(in crate::capture) pages: MapData,
     pub(in crate::capture) rules: MapData,
@@ -47,7 +55,7 @@ pub(in crate::capture) struct Maps {
 
 /// The maps, and what of them is in use.
 pub struct UnwindMaps {
-    processes: HashMap<MapData, u32, u32>,
+    processes: BpfHashMap<MapData, u32, u32>,
     mappings: MapMemory,
     pages: MapMemory,
     rules: MapMemory,
@@ -57,8 +65,7 @@ pub struct UnwindMaps {
     free_words: Runs,
     free_pages: Runs,
     free_entries: Runs,
-    rule_numbers: StdHashMap<Rule, u16>,
-    rules_refused: u64,
+    rule_numbers: RuleNumbers,
     // Kept open for as long as they are mapped.
     _maps: [MapData; 3],
 }
@@ -72,6 +79,8 @@ pub struct PlacedTable {
     pub pages: u32,
     /// Bytes of its blocks.
     pub bytes: u64,
+    /// The numbers of its rules.
+    pub rules: Vec<u16>,
 }
 
 /// A process's mappings that are in the maps.
@@ -89,6 +98,9 @@ pub enum UnwindMapsError {
     /// The ceiling is reached, or a map of fixed size is full.
     #[error("no room in the maps of unwinding")]
     Full,
+    /// It would take more than one file may.
+    #[error("more than one file's share of the maps of unwinding")]
+    OverShare,
     /// The kernel.
     #[error("a map of unwinding cannot be changed")]
     Map(#[source] io::Error),
@@ -112,15 +124,13 @@ impl UnwindMaps {
             free_words: Runs::new(0, small(SEGMENT_WORDS)),
             free_pages: Runs::new(small(PAGES_MAX), small(PAGES_MAX)),
             free_entries: Runs::new(small(entries), small(SLICE_ENTRIES_MAX)),
-            rule_numbers: StdHashMap::new(),
-            rules_refused: 0,
+            rule_numbers: RuleNumbers::new(RULES_MAX),
             _maps: [mappings, pages, rules],
         };
         // A slice at 0 would be what an empty map's value leads to.
         new.free_entries.take(1);
-        for rule in [Rule::NONE, Rule::UNSUPPORTED] {
-            new.rule_number(rule);
-        }
+        // Number 0 is what the BPF program takes where it finds none.
+        new.take_rules(&[Rule::NONE]).map_err(io::Error::other)?;
         // A chunk more waits for running programs, and there are none yet.
         new.add_chunk().map_err(io::Error::other)?;
         Ok(new)
@@ -130,49 +140,85 @@ impl UnwindMaps {
     ///
     /// # Errors
     ///
-    /// There is no room, and nothing was changed.
+    /// There is no room, or not for a table of this size, and nothing was changed.
     pub fn place(&mut self, table: &UnwindTable) -> Result<PlacedTable, UnwindMapsError> {
-        let numbers: Vec<u16> = table.rules().iter().map(|rule| self.rule_number(*rule)).collect();
+        let share = self.table_bytes_max() / FILE_SHARE as u64;
+        if table.block_bytes() > share.max(CHUNK_BYTES as u64)
+            || table.rules().len() > FILE_RULES_MAX
+        {
+            return Err(UnwindMapsError::OverShare);
+        }
+        let rules = self.take_rules(table.rules())?;
         let pages = u32::try_from(table.page_count()).map_err(|_size| UnwindMapsError::Full)?;
-        let first_page = self.free_pages.take(pages).ok_or(UnwindMapsError::Full)?;
-        let mut placed = PlacedTable { first_page, pages: 0, bytes: 0 };
-        let mut block = Vec::new();
-        for index in 0..table.page_count() {
-            table.block(index, &numbers, &mut block);
-            let len = u32::try_from(block.len()).unwrap_or(u32::MAX);
-            let start = match self.take_words(len) {
-                Ok(start) => start,
-                Err(error) => {
-                    let unused = pages.saturating_sub(placed.pages);
-                    let from = first_page.saturating_add(placed.pages);
-                    self.free_pages.give_back(from, unused);
-                    self.free_table(placed);
-                    return Err(error);
-                }
-            };
-            let chunk = usize::try_from(start / CHUNK_WORDS).unwrap_or(usize::MAX);
-            if let Some((_, memory)) = self.chunks.get(chunk) {
-                memory.store_u32(usize::try_from(start % CHUNK_WORDS).unwrap_or(0), &block);
-            }
-            let at = usize::try_from(first_page).unwrap_or(0).saturating_add(index);
-            self.pages.store_u64(at, &[page(start, table.rows_in(index))]);
-            placed.pages = placed.pages.saturating_add(1);
-            placed.bytes = placed.bytes.saturating_add(4 * block.len() as u64);
+        let Some(first_page) = self.free_pages.take(pages) else {
+            self.give_back_rules(&rules);
+            return Err(UnwindMapsError::Full);
+        };
+        let mut placed = PlacedTable { first_page, pages: 0, bytes: 0, rules };
+        if let Err(error) = self.place_blocks(table, &mut placed) {
+            let unused = pages.saturating_sub(placed.pages);
+            self.free_pages.give_back(first_page.saturating_add(placed.pages), unused);
+            self.free_table(&placed);
+            return Err(error);
         }
         Ok(placed)
     }
 
-    fn free_table(&mut self, table: PlacedTable) {
+    /// Pages with one rule throughout have the same block: a file with a page of text can say that
+    /// it has gigabytes.
+    fn place_blocks(
+        &mut self,
+        table: &UnwindTable,
+        placed: &mut PlacedTable,
+    ) -> Result<(), UnwindMapsError> {
+        let mut shared: HashMap<u16, u32> = HashMap::new();
+        let mut block = Vec::new();
+        for index in 0..table.page_count() {
+            let only_rule = table.only_rule(index);
+            let known = only_rule.and_then(|rule| shared.get(&rule).copied());
+            let start = if let Some(start) = known {
+                start
+            } else {
+                table.block(index, &placed.rules, &mut block);
+                let start = self.place_block(&block)?;
+                placed.bytes = placed.bytes.saturating_add(4 * block.len() as u64);
+                if let Some(rule) = only_rule {
+                    shared.insert(rule, start);
+                }
+                start
+            };
+            let at = usize::try_from(placed.first_page).unwrap_or(0).saturating_add(index);
+            self.pages.store_u64(at, &[page(start, table.rows_in(index))]);
+            placed.pages = placed.pages.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    fn place_block(&mut self, block: &[u32]) -> Result<u32, UnwindMapsError> {
+        let start = self.take_words(u32::try_from(block.len()).unwrap_or(u32::MAX))?;
+        let chunk = usize::try_from(start / CHUNK_WORDS).unwrap_or(usize::MAX);
+        if let Some((_, memory)) = self.chunks.get(chunk) {
+            memory.store_u32(usize::try_from(start % CHUNK_WORDS).unwrap_or(0), block);
+        }
+        Ok(start)
+    }
+
+    fn free_table(&mut self, table: &PlacedTable) {
         use profiler_common::unwind::{END_WORDS, GRANULE_WORDS};
+        let mut shared = HashSet::new();
         for index in table.first_page..table.first_page.saturating_add(table.pages) {
             let word = self.pages.load_u64(usize::try_from(index).unwrap_or(usize::MAX));
             let rows = u32::try_from(word >> 32 & 0xffff).unwrap_or(0);
             let start = u32::try_from(word & 0xffff_ffff).unwrap_or(0);
+            if rows == 1 && !shared.insert(start) {
+                continue;
+            }
             self.free_words.give_back(start, rows.saturating_add(small(GRANULE_WORDS + END_WORDS)));
         }
         if table.pages > 0 {
             self.free_pages.give_back(table.first_page, table.pages);
         }
+        self.give_back_rules(&table.rules);
     }
 
     /// Puts a process's mappings into the maps. No process has them yet.
@@ -260,7 +306,7 @@ impl UnwindMaps {
             self.free_entries.give_back(slice.start, slice.entries);
         }
         for table in tables.drain(..) {
-            self.free_table(table);
+            self.free_table(&table);
         }
         Ok(())
     }
@@ -302,24 +348,23 @@ impl UnwindMaps {
         self.rule_numbers.len()
     }
 
-    /// How many rules there was no room for: they count as rules that cannot be followed.
-    #[must_use]
-    pub fn rules_refused(&self) -> u64 {
-        self.rules_refused
+    /// The numbers of a table's rules.
+    fn take_rules(&mut self, rules: &[Rule]) -> Result<Vec<u16>, UnwindMapsError> {
+        let mut numbers = Vec::with_capacity(rules.len());
+        for rule in rules {
+            let Some(number) = self.rule_numbers.take(*rule) else {
+                self.give_back_rules(&numbers);
+                return Err(UnwindMapsError::Full);
+            };
+            // It may be there already: then it is the same.
+            self.rules.store_u64(usize::from(number), &[rule.to_bits()]);
+            numbers.push(number);
+        }
+        Ok(numbers)
     }
 
-    fn rule_number(&mut self, rule: Rule) -> u16 {
-        if let Some(number) = self.rule_numbers.get(&rule) {
-            return *number;
-        }
-        let next = self.rule_numbers.len();
-        let Some(number) = u16::try_from(next).ok().filter(|_| next < RULES_MAX) else {
-            self.rules_refused = self.rules_refused.saturating_add(1);
-            return self.rule_numbers.get(&Rule::UNSUPPORTED).copied().unwrap_or(0);
-        };
-        self.rules.store_u64(next, &[rule.to_bits()]);
-        self.rule_numbers.insert(rule, number);
-        number
+    fn give_back_rules(&mut self, numbers: &[u16]) {
+        numbers.iter().for_each(|number| self.rule_numbers.give_back(*number));
     }
 
     fn take_words(&mut self, len: u32) -> Result<u32, UnwindMapsError> {
