@@ -6,6 +6,7 @@ use profiler_common::unwind::Rule;
 
 use super::cfi::{self, PADDING_MAX, Rows};
 use super::elf::{Elf, Section};
+use super::go_table::{self, LineTable};
 use super::table::{LoadSegment, Source, UnwindTable};
 use super::{BuildError, Limits, ReadAt, go, restorer};
 
@@ -26,9 +27,13 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
     let segments = elf.load_segments();
     let gaps = gaps(&segments, &rows);
     let mut extra = restorer::signal_returns(&elf, &gaps);
-    stats.go = go::is_go(&elf);
+    stats.go = go_table::is_go(&elf);
+    let line_table = if stats.go { LineTable::read(&elf) } else { None };
     if stats.go {
-        extra.extend(go::ranges(&gaps));
+        if source == Source::DebugFrame {
+            go::add_frame_pointers(&elf, &mut rows);
+        }
+        extra.extend(go::ranges(&elf, line_table.as_ref(), &gaps));
     } else if let Some((_, end)) =
         gaps.iter().find(|(begin, end)| (begin..end).contains(&&elf.entry))
     {
@@ -39,11 +44,11 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
         if extra.is_empty() {
             return Err(BuildError::NoUnwindInformation);
         }
-        source = Source::Code;
+        source = if line_table.is_some() { Source::GoLineTable } else { Source::Code };
     }
     fill(&mut rows, extra);
-    if stats.go {
-        go::stops(&elf).into_iter().for_each(|stop| replace(&mut rows, stop));
+    if let Some(line_table) = line_table {
+        go::correct(&elf, &line_table, &mut rows);
     }
     UnwindTable::new(segments, source, stats, &rows)
 }
@@ -167,7 +172,7 @@ fn fill(rows: &mut Vec<(u64, Rule)>, mut ranges: Vec<Range>) {
 }
 
 /// Gives a range another rule than it has. It costs as much as there are rows behind it.
-fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) {
+pub(super) fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) {
     if begin >= end {
         return;
     }
