@@ -1,4 +1,4 @@
-//! Programs with known answers: small ones in C, compiled when a test needs them.
+//! Programs with known answers: small ones in C and Go, compiled when a test needs them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,6 +43,21 @@ impl Program {
         Ok(Self { folder, path })
     }
 
+    /// Compiles `tests/fixtures/<name>.go` to a program of that name.
+    ///
+    /// # Errors
+    ///
+    /// The compiler, `go`, does not start or refuses.
+    pub fn compile_go(go: &Path, name: &str, flags: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("spanprof-workload-").tempdir()?;
+        let path = folder.path().join(name);
+        let mut compiler = Command::new(go);
+        compiler.current_dir(folder.path()).env("GOTOOLCHAIN", "local").env("GOFLAGS", "");
+        compiler.arg("build").args(flags).arg("-o").args([&path, &source_of(name, "go")]);
+        run(&mut compiler)?;
+        Ok(Self { folder, path })
+    }
+
     /// Compiles `tests/fixtures/<name>.c` to a shared library beside the program.
     ///
     /// # Errors
@@ -81,13 +96,20 @@ impl Program {
 }
 
 fn compile(name: &str, flags: &[&str], to: &Path) -> Result<()> {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
-    let source = fixtures.join(name).with_extension("c");
     let mut compiler = Command::new("cc");
-    compiler.args(FLAGS).args(flags).arg("-o").args([to, &source]);
-    let output = compiler.output().context("a C compiler, `cc`, is needed")?;
+    compiler.args(FLAGS).args(flags).arg("-o").args([to, &source_of(name, "c")]);
+    run(&mut compiler)
+}
+
+fn source_of(name: &str, extension: &str) -> PathBuf {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    fixtures.join(name).with_extension(extension)
+}
+
+fn run(compiler: &mut Command) -> Result<()> {
+    let output = compiler.output().with_context(|| format!("needed: {compiler:?}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "cannot compile {}: {errors}", source.display());
+    ensure!(output.status.success(), "{compiler:?}: {errors}");
     Ok(())
 }
 
