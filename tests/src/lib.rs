@@ -10,6 +10,7 @@ pub mod workload;
 
 pub mod profile;
 pub mod recorded_file;
+pub mod recorded_stacks;
 pub mod spanprof;
 
 pub mod agent;
