@@ -150,6 +150,9 @@ pub const CFA_FRAME_POINTER: u8 = 8;
 pub const CFA_STOP: u8 = 9;
 /// There is a rule, but it cannot be said in these terms.
 pub const CFA_UNSUPPORTED: u8 = 10;
+/// By frame pointer, to wherever it leads: code that goes over to another stack, and keeps its frame
+/// pointer on the one that it came from (Go's runtime).
+pub const CFA_OTHER_STACK: u8 = 11;
 
 /// The return address is at CFA - 8, the frame pointer is what it was (x86-64).
 pub const SAVED_RA: u8 = 0;

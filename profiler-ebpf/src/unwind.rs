@@ -9,9 +9,9 @@ use profiler_common::sample::{
     USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
 };
 use profiler_common::unwind::{
-    CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_PLT, CFA_REGISTER, CFA_SIGNAL,
-    CFA_SP, CFA_STOP, MAPPING_TABLE, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA, SAVED_RA_AT,
-    SAVED_RA_FP, SAVED_RA_FP_LOST, SAVED_RA_IN_REGISTER,
+    CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_OTHER_STACK, CFA_PLT,
+    CFA_REGISTER, CFA_SIGNAL, CFA_SP, CFA_STOP, MAPPING_TABLE, Rule, SAVED_LINK, SAVED_PAIR,
+    SAVED_RA, SAVED_RA_AT, SAVED_RA_FP, SAVED_RA_FP_LOST, SAVED_RA_IN_REGISTER,
 };
 
 use crate::machine::Machine;
@@ -108,7 +108,7 @@ pub fn step<P: Process>(process: &mut P, at: &mut Cursor) -> u8 {
         return USER_STACK_UNMAPPED;
     }
     if found.kind != MAPPING_TABLE {
-        return by_frame_pointer(process, at, found.kind);
+        return by_frame_pointer(process, at, found.kind, at.sp);
     }
     by_rule(process, at, Rule::from_bits(found.rule))
 }
@@ -128,8 +128,10 @@ fn by_rule<P: Process>(process: &mut P, at: &mut Cursor, rule: Rule) -> u8 {
         at.fp.wrapping_add(offset)
     } else if rule.cfa == CFA_STOP {
         return USER_STACK_COMPLETE;
-    } else if rule.cfa == CFA_NONE || rule.cfa == CFA_FRAME_POINTER {
-        return by_frame_pointer(process, at, MAPPING_TABLE);
+    } else if rule.cfa == CFA_NONE || rule.cfa == CFA_FRAME_POINTER || rule.cfa == CFA_OTHER_STACK {
+        // Another stack may be anywhere.
+        let lowest = if rule.cfa == CFA_OTHER_STACK { at.fp } else { at.sp };
+        return by_frame_pointer(process, at, MAPPING_TABLE, lowest);
     } else if rule.cfa == CFA_PLT {
         let pushed = u64::from(at.ip & 15 >= offset);
         at.sp.wrapping_add(8).wrapping_add(pushed << 3)
@@ -229,7 +231,8 @@ fn by_signal_frame<P: Process>(process: &mut P, at: &mut Cursor) -> u8 {
     GO_ON
 }
 
-/// A chain of frame pointers, believed as far as each is a frame above the one before.
+/// A chain of frame pointers, believed as far as each is a frame above the one before. `lowest` is
+/// where this frame can be: not below the stack pointer, if it is on the same stack.
 ///
 /// ```text
 ///   higher addresses
@@ -239,7 +242,7 @@ fn by_signal_frame<P: Process>(process: &mut P, at: &mut Cursor) -> u8 {
 ///   lower addresses            ◀── sp
 /// ```
 #[inline(always)]
-fn by_frame_pointer<P: Process>(process: &mut P, at: &mut Cursor, kind: u8) -> u8 {
+fn by_frame_pointer<P: Process>(process: &mut P, at: &mut Cursor, kind: u8, lowest: u64) -> u8 {
     process.note_frame_pointer(kind);
     let unknown_process = kind == KIND_UNKNOWN_PROCESS;
     let end =
@@ -251,10 +254,10 @@ fn by_frame_pointer<P: Process>(process: &mut P, at: &mut Cursor, kind: u8) -> u
         // can still have the zero of its start-up.
         return USER_STACK_ZERO_FRAME_POINTER;
     }
-    if fp & 7 != 0 || fp < at.sp || fp - at.sp > FRAME_MAX {
+    if fp & 7 != 0 || fp < lowest || fp - lowest > FRAME_MAX {
         return end;
     }
-    process.approach(at.sp, fp.wrapping_add(16));
+    process.approach(lowest, fp.wrapping_add(16));
     let Some(caller_fp) = process.word(fp) else { return end };
     let Some(ip) = process.word(fp.wrapping_add(P::MACHINE.frame_pointer_ra)) else { return end };
     let ip = ip & P::MACHINE.code_mask;
@@ -265,10 +268,10 @@ fn by_frame_pointer<P: Process>(process: &mut P, at: &mut Cursor, kind: u8) -> u
         return end;
     }
     // Where the caller's frame is not above this one, the caller is still there, but its own frame
-    // pointer leads nowhere.
+    // pointer leads nowhere, unless the caller's frame is on another stack and its rule says so.
     let is_above = caller_fp > fp || caller_fp == 0;
     at.depends = if is_above { fp } else { DEPENDS_ON_MORE };
-    at.fp = if is_above { caller_fp } else { NOWHERE };
+    at.fp = caller_fp;
     at.ip = ip;
     at.sp = fp.wrapping_add(16);
     at.returns = 1;

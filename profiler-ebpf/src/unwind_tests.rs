@@ -257,6 +257,40 @@ fn a_frame_pointer_is_believed_only_as_far_as_it_is_one() {
 }
 
 #[test]
+fn a_frame_pointer_can_lead_to_another_stack() {
+    // The function called on a stack at 0x8000 has saved the frame pointer of its caller's stack.
+    let rules = [
+        (TEXT, rule(CFA_SP, 32, SAVED_RA_FP, -16)),
+        (TEXT + 0x100, Rule::plain(CFA_OTHER_STACK)),
+        (TEXT + 0x200, Rule::plain(CFA_FRAME_POINTER)),
+        (TEXT + 0x300, Rule::STOP),
+    ];
+    let stack = |other: u64| {
+        let caller = other + 0x40;
+        let on_it = [(other, caller), (other + 8, TEXT + 0x210)];
+        let above = [(caller, 0), (caller + 8, TEXT + 0x310)];
+        [[(0x8010, other), (0x8018, TEXT + 0x110)], on_it, above].concat()
+    };
+    let frames = [TEXT, TEXT + 0x110, TEXT + 0x210, TEXT + 0x310];
+    for other in [0x1000, 0x1_0000_0000] {
+        let leaf = leaf(TEXT, 0x8000, 0x8010);
+        check(&rules, &stack(other), leaf, &frames, USER_STACK_COMPLETE);
+        // Where that function, too, says only that it keeps a frame pointer.
+        let by_frame_pointer = [&[(TEXT, Rule::plain(CFA_FRAME_POINTER))], &rules[1..]].concat();
+        check(&by_frame_pointer, &stack(other), leaf, &frames, USER_STACK_COMPLETE);
+        // Without the rule of the other stack, nothing below is believed.
+        let same_stack = [&rules[..1], &[(TEXT + 0x100, rules[2].1)], &rules[2..]].concat();
+        let outcome = USER_STACK_NO_FRAME_POINTER;
+        check(&same_stack, &stack(other), leaf, &frames[..2], outcome);
+    }
+    // What is no address of a frame ends it.
+    let frames = [TEXT, TEXT + 0x110];
+    for (other, outcome) in [(3, USER_STACK_NO_FRAME_POINTER), (0, USER_STACK_ZERO_FRAME_POINTER)] {
+        check(&rules, &stack(other), leaf(TEXT, 0x8000, 0x8010), &frames, outcome);
+    }
+}
+
+#[test]
 fn of_a_process_that_is_not_known_the_chain_is_all_there_is() {
     let stack = [(0x8010, 0x8100), (0x8018, 0x7777_0000), (0x8100, 0), (0x8108, 0x5555_0000)];
     let mut process = fake::<false>(&[], &stack);

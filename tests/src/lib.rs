@@ -11,6 +11,7 @@ pub mod workload;
 
 pub mod profile;
 pub mod recorded_file;
+pub mod recorded_stacks;
 pub mod spanprof;
 
 pub mod agent;

@@ -243,13 +243,9 @@ pub struct Taken {
 /// # Errors
 ///
 /// A chunk is shorter than it says.
-pub fn samples_of(mut chunks: &[u8]) -> Result<Vec<Taken>> {
+pub fn samples_of(chunks: &[u8]) -> Result<Vec<Taken>> {
     let mut samples = Vec::new();
-    while let Some((head, rest)) = chunks.split_first_chunk::<5>() {
-        let [tag, len @ ..] = *head;
-        let len = usize::try_from(u32::from_le_bytes(len))?;
-        let (content, rest) = rest.split_at_checked(len).context("a chunk is cut")?;
-        chunks = rest;
+    for (tag, content) in parts(chunks)? {
         if tag == b'S' {
             // The number of the process, then the record: the time first, the CPU at byte 40.
             let record = content.get(4..).context("no record")?;
@@ -260,6 +256,19 @@ pub fn samples_of(mut chunks: &[u8]) -> Result<Vec<Taken>> {
         }
     }
     Ok(samples)
+}
+
+/// Each chunk's tag and content.
+pub(crate) fn parts(mut chunks: &[u8]) -> Result<Vec<(u8, &[u8])>> {
+    let mut parts = Vec::new();
+    while let Some((head, rest)) = chunks.split_first_chunk::<5>() {
+        let [tag, len @ ..] = *head;
+        let len = usize::try_from(u32::from_le_bytes(len))?;
+        let (content, rest) = rest.split_at_checked(len).context("a chunk is cut")?;
+        chunks = rest;
+        parts.push((tag, content));
+    }
+    Ok(parts)
 }
 
 #[cfg(test)]

@@ -39,6 +39,7 @@ impl std::fmt::Display for Missing {
 /// | `Checkout` | the path of the example service |
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
+/// | `GoToolchain` | the path of `go` |
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
@@ -92,6 +93,9 @@ macro_rules! require_one {
             "SPANPROF_PPROF_READER",
             "no reader of pprof: `cargo xtask setup` builds it where Go 1.24 or newer is",
         )
+    };
+    (GoToolchain) => {
+        $crate::require::program("go")
     };
     (Node) => {
         $crate::require::program("node")

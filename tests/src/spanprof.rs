@@ -352,6 +352,12 @@ impl Books {
         self.get("process", name)
     }
 
+    /// What else is told of unwinding, as JSON.
+    #[must_use]
+    pub fn of_unwinding(&self, name: &str) -> &Value {
+        &self.0["unwind"][name]
+    }
+
     /// A counter that is not there would be 0 in every test.
     #[expect(clippy::panic, reason = "this is how a test fails")]
     fn get(&self, part: &str, name: &str) -> u64 {

@@ -1,10 +1,10 @@
 //! Unwind rules as a person reads them.
 
 use profiler_common::unwind::{
-    CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_PLT, CFA_REGISTER, CFA_SIGNAL,
-    CFA_SP, CFA_STOP, MAPPING_ANONYMOUS, MAPPING_NO_TABLE, MAPPING_OVER_LIMIT, MAPPING_PENDING,
-    MAPPING_TABLE, MAPPING_UNREADABLE, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA, SAVED_RA_AT,
-    SAVED_RA_FP, SAVED_RA_IN_REGISTER,
+    CFA_AT_FP, CFA_AT_SP, CFA_FP, CFA_FRAME_POINTER, CFA_NONE, CFA_OTHER_STACK, CFA_PLT,
+    CFA_REGISTER, CFA_SIGNAL, CFA_SP, CFA_STOP, MAPPING_ANONYMOUS, MAPPING_NO_TABLE,
+    MAPPING_OVER_LIMIT, MAPPING_PENDING, MAPPING_TABLE, MAPPING_UNREADABLE, Rule, SAVED_LINK,
+    SAVED_PAIR, SAVED_RA, SAVED_RA_AT, SAVED_RA_FP, SAVED_RA_IN_REGISTER,
 };
 use profiler_ebpf::unwind::{KIND_UNMAPPED, Lookup};
 
@@ -28,6 +28,7 @@ fn of_rule(rule: Rule) -> String {
     let cfa = match rule.cfa {
         CFA_NONE => return "by frame pointer: no rule for this address".to_owned(),
         CFA_FRAME_POINTER => return "by frame pointer: code that keeps it (Go)".to_owned(),
+        CFA_OTHER_STACK => return "by frame pointer, to another stack (Go)".to_owned(),
         CFA_STOP => return "the outermost frame".to_owned(),
         CFA_SIGNAL => return "by the signal frame at sp".to_owned(),
         CFA_SP => format!("sp{offset:+}"),
@@ -81,6 +82,7 @@ mod tests {
             rule(CFA_REGISTER, (8 << 8) | 10, SAVED_RA, 0),
             "by rule: cfa = register 10+8, ra at cfa-8",
         );
+        check(Rule::plain(CFA_OTHER_STACK), "by frame pointer, to another stack (Go)");
         check(Rule::STOP, "the outermost frame");
         check(Rule::UNSUPPORTED, "unsupported rule");
         let jit = Lookup { kind: MAPPING_ANONYMOUS, rule: 0 };

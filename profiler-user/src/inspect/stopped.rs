@@ -88,7 +88,10 @@ impl StoppedThread {
 
     /// Its registers.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn registers(&self, _memory: &File) -> Result<Registers, StopError> {
+    pub(super) fn registers(&self, memory: &File) -> Result<Registers, StopError> {
+        use std::os::unix::fs::FileExt as _;
+        /// `syscall`
+        const SYSTEM_CALL: [u8; 2] = [0x0f, 0x05];
         /// `__USER_CS` of a 64-bit program (arch/x86/include/asm/segment.h).
         const CS_64: u64 = 0x33;
         let all = ptrace::getregs(self.tid).map_err(StopError::Registers)?;
@@ -104,13 +107,17 @@ impl StoppedThread {
         for (to, value) in by_number.iter_mut().zip(in_order) {
             *to = value;
         }
+        let mut before = [0; 2];
+        let read = memory.read_exact_at(&mut before, all.rip.wrapping_sub(2));
+        // The number of the call, or negative where there is none. It stays while a handler of a
+        // signal that interrupted the call begins.
+        let has_number = all.orig_rax.cast_signed() >= 0;
         Ok(Registers {
             ip: all.rip,
             sp: all.rsp,
             fp: all.rbp,
             link: 0,
-            // The number of the call, or negative where there is none.
-            in_system_call: all.orig_rax.cast_signed() >= 0,
+            in_system_call: has_number && read.is_ok() && before == SYSTEM_CALL,
             by_number,
         })
     }

@@ -6,6 +6,7 @@ use profiler_common::unwind::Rule;
 
 use super::cfi::{self, PADDING_MAX, Rows};
 use super::elf::{Elf, Section};
+use super::go_table::{self, LineTable};
 use super::table::{LoadSegment, Source, UnwindTable};
 use super::{BuildError, Limits, ReadAt, go, restorer};
 
@@ -26,9 +27,14 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
     let segments = elf.load_segments();
     let gaps = gaps(&segments, &rows);
     let mut extra = restorer::signal_returns(&elf, &gaps);
-    stats.go = go::is_go(&elf);
+    stats.go = go_table::is_go(&elf);
+    let line_table = if stats.go { LineTable::read(&elf) } else { None };
     if stats.go {
-        extra.extend(go::ranges(&gaps));
+        if source == Source::DebugFrame {
+            go::add_frame_pointers(&elf, &mut rows);
+        }
+        extra.extend(go::ranges(&elf, line_table.as_ref(), &gaps));
+        elf.work.charge_moving(extra.len())?;
     } else if let Some((_, end)) =
         gaps.iter().find(|(begin, end)| (begin..end).contains(&&elf.entry))
     {
@@ -39,13 +45,11 @@ pub fn build(file: &dyn ReadAt, limits: &Limits) -> Result<UnwindTable, BuildErr
         if extra.is_empty() {
             return Err(BuildError::NoUnwindInformation);
         }
-        source = Source::Code;
+        source = if line_table.is_some() { Source::GoLineTable } else { Source::Code };
     }
     fill(&mut rows, extra);
-    if stats.go {
-        for stop in go::stops(&elf) {
-            elf.work.charge_moving(replace(&mut rows, stop))?;
-        }
+    if let Some(line_table) = line_table {
+        go::correct(&elf, &line_table, &mut rows)?;
     }
     // What could not be read for want of it was taken for nothing.
     elf.work.charge(0)?;
@@ -170,17 +174,16 @@ fn fill(rows: &mut Vec<(u64, Rule)>, mut ranges: Vec<Range>) {
     *rows = filled;
 }
 
-/// Gives a range another rule than it has, and tells how many rows had to move.
-fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) -> usize {
+/// Gives a range another rule than it has. It costs as much as there are rows behind it.
+pub(super) fn replace(rows: &mut Vec<(u64, Rule)>, (begin, end, rule): Range) {
     if begin >= end {
-        return 0;
+        return;
     }
     let first = rows.partition_point(|(at, _)| *at < begin);
     let behind = rows.partition_point(|(at, _)| *at <= end);
     let before = behind.checked_sub(1).and_then(|at| rows.get(at));
     let goes_on = before.map_or(Rule::NONE, |(_, rule)| *rule);
     rows.splice(first..behind, [(begin, rule), (end, goes_on)]);
-    rows.len().saturating_sub(first)
 }
 
 #[cfg(test)]

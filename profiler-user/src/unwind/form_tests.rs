@@ -4,8 +4,7 @@ use std::io::Write as _;
 
 use object::elf::{ELFCOMPRESS_ZLIB, ELFCOMPRESS_ZSTD, EM_386, EM_AARCH64};
 use profiler_common::unwind::{
-    CFA_FP, CFA_FRAME_POINTER, CFA_SIGNAL, CFA_SP, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA,
-    SAVED_RA_AT, SAVED_RA_FP,
+    CFA_FP, CFA_SIGNAL, CFA_SP, Rule, SAVED_LINK, SAVED_PAIR, SAVED_RA, SAVED_RA_AT, SAVED_RA_FP,
 };
 
 use super::made_elf::{Form, MadeElf, MadeFrames, TEXT, X86_64_START};
@@ -204,72 +203,4 @@ fn rules_of_aarch64() {
     assert_eq!(aarch64(&[0x07, 30], 0), Rule::STOP);
     // Not as a pair: not in our terms.
     assert_eq!(aarch64(&[0x0e, 64, 0x80 | 29, 8, 0x80 | 30, 2], 0), Rule::UNSUPPORTED);
-}
-
-/// `.gopclntab` as of Go 1.20, with functions as (offset in the text, name).
-fn line_table(functions: &[(u32, &str)], end: u32) -> Vec<u8> {
-    let mut names = Vec::new();
-    let mut entries = Vec::new();
-    let mut descriptions = Vec::new();
-    let behind = u32::try_from(functions.len() * 8 + 4).unwrap();
-    for (begin, name) in functions {
-        let at = behind + u32::try_from(descriptions.len()).unwrap();
-        entries.extend(begin.to_le_bytes().into_iter().chain(at.to_le_bytes()));
-        descriptions.extend(begin.to_le_bytes());
-        descriptions.extend(u32::try_from(names.len()).unwrap().to_le_bytes());
-        names.extend(name.bytes().chain([0]));
-    }
-    entries.extend(end.to_le_bytes());
-    let long = |number: usize| u64::try_from(number).unwrap().to_le_bytes();
-    let mut table = vec![0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8];
-    table.extend([long(functions.len()), long(0)].concat());
-    table.extend(TEXT.to_le_bytes());
-    table.extend([long(72), long(0), long(0), long(0), long(72 + names.len())].concat());
-    table.extend(names.into_iter().chain(entries).chain(descriptions));
-    table
-}
-
-#[test]
-fn go_is_walked_by_frame_pointer_and_ends_where_goroutines_begin() {
-    let functions = [(0x200, "main.main"), (0x300, "runtime.goexit.abi0"), (0x340, "main.goexit")];
-    let file = MadeElf::new(0x1000)
-        .section(".eh_frame", push_rbp(Form::Eh))
-        .section(".gopclntab", line_table(&functions, 0x400));
-    let table = made(&file);
-    assert!(table.stats().go);
-    let frame_pointer = Rule::plain(CFA_FRAME_POINTER);
-    // The C part has its own rules.
-    assert_eq!(table.lookup(TEXT), START);
-    for (at, rule) in [
-        (0x100, frame_pointer),
-        (0x2fe, frame_pointer),
-        (0x2ff, Rule::STOP),
-        (0x33f, Rule::STOP),
-        (0x340, frame_pointer),
-        (0xfff, frame_pointer),
-    ] {
-        assert_eq!(table.lookup(TEXT + at), rule, "{at:#x}");
-    }
-}
-
-#[test]
-fn go_tables_that_lie_do_not_harm() {
-    // Each function's end is the next one's beginning: here it is before its own.
-    let backwards = [(0x300, "runtime.goexit"), (0x200, "runtime.mcall"), (0x200, "main.main")];
-    let between = MadeFrames::new(Form::Eh)
-        .common("", 16, &X86_64_START)
-        .function(TEXT + 0x240, 0x10, &[])
-        .bytes;
-    let file = MadeElf::new(0x1000)
-        .section(".eh_frame", between)
-        .section(".gopclntab", line_table(&backwards, 0));
-    let table = made(&file);
-    assert_eq!(table.lookup(TEXT + 0x200), Rule::plain(CFA_FRAME_POINTER));
-    assert_eq!(table.lookup(TEXT + 0x240), START);
-    // Each name is there once in a program, and each range costs as much as there are rows.
-    let many: Vec<_> = (0..1000).map(|at| (0x200 + 2 * at, "runtime.goexit")).collect();
-    let file = MadeElf::new(0x1000).section(".gopclntab", line_table(&many, 0x1000));
-    let table = made(&file);
-    let end = (TEXT..TEXT + 0x1000).rev().find(|at| table.lookup(*at) == Rule::STOP);
-    assert_eq!(end, Some(TEXT + 0x200 + 2 * 64 - 1));
 }

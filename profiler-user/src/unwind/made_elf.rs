@@ -24,6 +24,9 @@ impl ReadAt for Vec<u8> {
 /// Where the text of made files is.
 pub(super) const TEXT: u64 = 0x40_1000;
 
+/// Where their first section is.
+pub(super) const FIRST_SECTION: u64 = 0x10_0000;
+
 struct MadeSection {
     name: &'static str,
     address: u64,
@@ -79,7 +82,7 @@ impl MadeElf {
     }
 
     pub(super) fn section(mut self, name: &'static str, bytes: Vec<u8>) -> Self {
-        let address = 0x10_0000 + 0x10_0000 * u64::try_from(self.sections.len()).unwrap();
+        let address = FIRST_SECTION + 0x10_0000 * u64::try_from(self.sections.len()).unwrap();
         self.sections.push(MadeSection { name, address, compressed: false, bytes });
         self
     }

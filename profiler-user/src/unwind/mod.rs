@@ -13,6 +13,9 @@ mod form_tests;
 #[cfg(test)]
 mod fuzz_tests;
 mod go;
+mod go_table;
+#[cfg(test)]
+mod go_tests;
 #[cfg(test)]
 mod hostile_tests;
 #[cfg(test)]

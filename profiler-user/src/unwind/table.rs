@@ -46,6 +46,8 @@ pub enum Source {
     EhFrameHeader,
     /// The section `.debug_frame`.
     DebugFrame,
+    /// The section `.gopclntab` of a Go program.
+    GoLineTable,
     /// None of these: only what is known of start-up code and signal returns.
     Code,
 }

@@ -11,7 +11,7 @@ use object::{Object as _, ObjectSection as _, ObjectSegment as _, SegmentFlags, 
 use profiler_common::sample::{
     USER_STACK_BAD_STEP, USER_STACK_NO_FRAME_POINTER, USER_STACK_UNSUPPORTED_RULE,
 };
-use profiler_common::unwind::{CFA_FRAME_POINTER, CFA_SIGNAL, CFA_STOP, Rule};
+use profiler_common::unwind::{CFA_FRAME_POINTER, CFA_OTHER_STACK, CFA_SIGNAL, CFA_STOP, Rule};
 use profiler_user::unwind::{Limits, UnwindTable, build};
 
 use crate::kinds::{Kind, Tally};
@@ -106,7 +106,7 @@ fn gap(
             continue;
         }
         let rule = table.lookup(at);
-        let known = [CFA_SIGNAL, CFA_STOP, CFA_FRAME_POINTER].contains(&rule.cfa);
+        let known = [CFA_SIGNAL, CFA_STOP, CFA_FRAME_POINTER, CFA_OTHER_STACK].contains(&rule.cfa);
         let named = if next - begin <= 15 {
             Some(Kind::Padding)
         } else if rule != Rule::NONE && known {
