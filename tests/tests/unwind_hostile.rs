@@ -124,7 +124,7 @@ mod tests {
         let Some(hostile) = Hostile::new(&[]) else { return };
         let (_, books) = hostile.all_beside(&[Hostile::mode("changes", &[hostile.copy(10)])]);
         assert!(books.process("maps_read") > 30, "{books:?}");
-        let reasons = ["malformed", "unreadable", "no_unwind_information", "other_machine"];
+        let reasons = ["malformed", "unreadable", "no_unwind_information"];
         let without: u64 = reasons.iter().map(|reason| books.files_without(reason)).sum();
         assert!(without > 0, "{books:?}");
     }

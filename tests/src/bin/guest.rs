@@ -41,6 +41,9 @@ const CPU_TICKS: u64 = 450;
 /// How much less the profiler uses in a second when it has nothing to build.
 const AT_REST_TICKS: u64 = 25;
 
+/// A tenth of what a verifier looks at (`BPF_COMPLEXITY_LIMIT_INSNS`), which newer ones use up faster.
+const VERIFIED_MAX: u64 = 100_000;
+
 /// Deeper than the frames of a sample.
 const TOO_DEEP: &str = "recurse-500";
 
@@ -83,6 +86,10 @@ fn run() -> Result<()> {
     let spanprof = Spanprof::new(SPANPROF.into())?;
     let recording = spanprof.start(&["record", "--stats", STATS, "-F", "199", "-o", "p.folded"])?;
     recording.wait_until_sampling()?;
+    if let Some(verified) = verified_instructions(recording.pid())? {
+        println!("guest: {verified} instructions verified");
+        ensure!(verified <= VERIFIED_MAX, "the largest program is near the verifier's limit");
+    }
     // Emulated, its own table takes seconds, and those of the workloads wait for it.
     let mut last = (Instant::now(), 0);
     wait_until("it has seen what runs already", || {
@@ -123,6 +130,18 @@ fn run() -> Result<()> {
     profile.check_too_deep().context(TOO_DEEP)?;
     profile.check_early()?;
     profile.check_spans().with_context(|| format!("{SERVICE}: {:#?}", profile.stacks_of(SERVICE)))
+}
+
+/// Of the largest of its programs, on Linux 5.16 and newer.
+fn verified_instructions(pid: u32) -> Result<Option<u64>> {
+    let mut largest = None;
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = fs::read_to_string(entry?.path()).unwrap_or_default();
+        let mut counts = text.lines().filter_map(|line| line.strip_prefix("verified_insns:"));
+        let count = counts.next().map(|count| count.trim().parse()).transpose()?;
+        largest = largest.max(count);
+    }
+    Ok(largest)
 }
 
 struct Profile {
