@@ -2,7 +2,7 @@
 //! makes the tables of their files, and publishes both.
 //!
 //! ```text
-//! collect ──facts──▶ unwind ──files──▶ unwind-build
+//! collect ──facts──▶ unwind ──files──▶ unwind-build, unwind-large
 //!                      │  ◀──tables──────┘
 //!                      ▼
 //!               maps of the BPF program
@@ -27,6 +27,7 @@ use std::{
 };
 
 use self::publisher::Publisher;
+use self::queue::{Lane, PerLane};
 pub use self::stats::UnwindStats;
 use crate::capture::UnwindMaps;
 use crate::decode::Pid;
@@ -79,26 +80,29 @@ pub struct Unwinding {
 }
 
 impl Unwinding {
-    /// Starts the thread, and one that makes tables.
+    /// Starts the thread, and two that make tables.
     ///
     /// # Errors
     ///
     /// There is no thread to be had.
     pub fn start(maps: UnwindMaps, elfs: ElfRegistry) -> io::Result<Self> {
         let (messages, received) = sync_channel(FACTS);
-        let (to_builder, files) = sync_channel::<Files>(1);
-        let built = messages.clone();
         let ended = Arc::new(AtomicBool::new(false));
-        let has_ended = Arc::clone(&ended);
-        std::thread::Builder::new()
-            .name("unwind-build".to_owned())
-            .spawn(move || make_tables(&files, &built, &has_ended))?;
+        let builder = |name: &str| -> io::Result<SyncSender<Files>> {
+            let (to_builder, files) = sync_channel(1);
+            let (built, has_ended) = (messages.clone(), Arc::clone(&ended));
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(move || make_tables(&files, &built, &has_ended))?;
+            Ok(to_builder)
+        };
+        let to_builders = PerLane::new(builder("unwind-build")?, builder("unwind-large")?);
         let stats = Arc::new(Mutex::new(UnwindStats::default()));
         let publisher = Publisher::new(maps, elfs);
         let shared = Arc::clone(&stats);
         let thread = std::thread::Builder::new()
             .name("unwind".to_owned())
-            .spawn(move || run(publisher, &received, &to_builder, &shared))?;
+            .spawn(move || run(publisher, &received, &to_builders, &shared))?;
         Ok(Self { messages, stats, ended, thread: Some(thread) })
     }
 
@@ -180,7 +184,7 @@ fn make_tables(files: &Receiver<Files>, built: &SyncSender<Message>, ended: &Ato
 fn run(
     mut publisher: Publisher<UnwindMaps>,
     messages: &Receiver<Message>,
-    to_builder: &SyncSender<Files>,
+    to_builders: &PerLane<SyncSender<Files>>,
     stats: &Mutex<UnwindStats>,
 ) {
     loop {
@@ -202,10 +206,12 @@ fn run(
             message = messages.try_recv().ok();
         }
         publisher.publish(now);
-        let files = publisher.next_to_build(now);
-        // The builder is idle whenever the publisher names files.
-        if !files.is_empty() && to_builder.send(files).is_err() {
-            return;
+        for lane in Lane::ALL {
+            let files = publisher.next_to_build(lane, now);
+            // The builder is idle whenever the publisher names files.
+            if !files.is_empty() && to_builders.of(lane).send(files).is_err() {
+                return;
+            }
         }
         let mut shared = lock(stats);
         let facts_dropped = shared.facts_dropped;

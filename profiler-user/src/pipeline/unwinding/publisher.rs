@@ -11,7 +11,7 @@ use profiler_common::unwind::{Mapping as Published, SLICE_ENTRIES_MAX, SliceHead
 
 use super::files::{self, Ready, Table};
 use super::maps::Maps;
-use super::queue::{Queue, Wanted};
+use super::queue::{Lane, PerLane, Queue, SMALL_MAX, Wanted};
 use super::stats::{Times, ms};
 use super::{Fact, GATHER, UnwindStats};
 use crate::capture::{PlacedTable, Slice, UnwindMapsError};
@@ -25,7 +25,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// A table that samples were in so lately stays.
 const KEPT_AFTER_USE: Duration = Duration::from_secs(5);
 /// Files that are handed on to be built at once.
-const BATCH_BYTES: u64 = 4 << 20;
 const BATCH_FILES: usize = 32;
 /// So many new files of one process are wanted now. A browser has some 300.
 const WANTED_NOW_MAX: usize = 512;
@@ -53,7 +52,7 @@ pub(super) struct Publisher<M> {
     /// How many tables make it look for those of files that are gone.
     tables_max: usize,
     queue: Queue,
-    building: HashSet<ElfId>,
+    building: PerLane<HashSet<ElfId>>,
     /// By epoch.
     snapshots: HashMap<u64, Snapshot>,
     processes: HashMap<Pid, u64>,
@@ -78,7 +77,7 @@ impl<M: Maps> Publisher<M> {
             tables: HashMap::new(),
             tables_max: FILES_MAX,
             queue: Queue::default(),
-            building: HashSet::new(),
+            building: PerLane::default(),
             snapshots: HashMap::new(),
             processes: HashMap::new(),
             changed: BTreeSet::new(),
@@ -114,7 +113,9 @@ impl<M: Maps> Publisher<M> {
         took: Duration,
         now: Instant,
     ) {
-        self.building.remove(&id);
+        for lane in Lane::ALL {
+            self.building.of_mut(lane).remove(&id);
+        }
         let wanted_since = match self.tables.get(&id) {
             Some(Table::Pending { since }) => *since,
             _ => None,
@@ -147,13 +148,14 @@ impl<M: Maps> Publisher<M> {
         self.mark_users(id, now);
     }
 
-    /// The next files to make tables of, if none are being made: many small ones or a large one, so
-    /// that the two threads do not wait for each other after each small file.
-    pub(super) fn next_to_build(&mut self, now: Instant) -> Vec<(ElfId, Arc<File>)> {
+    /// The next files of a lane to make tables of, if none are being made there: many small ones or a
+    /// large one, so that threads do not wait for each other after each small file.
+    pub(super) fn next_to_build(&mut self, lane: Lane, now: Instant) -> Vec<(ElfId, Arc<File>)> {
         let mut files = Vec::new();
         let mut bytes = 0_u64;
-        while self.building.is_empty() && bytes < BATCH_BYTES && files.len() < BATCH_FILES {
-            let Some(id) = self.queue.take() else { break };
+        let is_idle = self.building.of(lane).is_empty();
+        while is_idle && bytes < SMALL_MAX && files.len() < BATCH_FILES {
+            let Some(id) = self.queue.take(lane) else { break };
             if let Some(file) = self.elfs.get(id).and_then(|elf| elf.file) {
                 bytes = bytes.saturating_add(file.metadata().map_or(0, |metadata| metadata.len()));
                 files.push((id, file));
@@ -162,8 +164,12 @@ impl<M: Maps> Publisher<M> {
                 self.mark_users(id, now);
             }
         }
-        self.building.extend(files.iter().map(|(id, _)| *id));
+        self.building.of_mut(lane).extend(files.iter().map(|(id, _)| *id));
         files
+    }
+
+    fn is_building(&self, id: ElfId) -> bool {
+        Lane::ALL.iter().any(|lane| self.building.of(*lane).contains(&id))
     }
 
     /// When there is something to publish.
@@ -173,7 +179,8 @@ impl<M: Maps> Publisher<M> {
 
     /// Publishes what changed, if it has waited long enough or nothing more is to come.
     pub(super) fn publish(&mut self, now: Instant) {
-        let idle = self.building.is_empty() && self.queue.len() == 0;
+        let builds = |lane: &Lane| !self.building.of(*lane).is_empty();
+        let idle = self.queue.len() == 0 && !Lane::ALL.iter().any(builds);
         if self.changed_since.is_some_and(|since| idle || now >= since + GATHER) {
             self.publish_changed();
         }
@@ -244,7 +251,7 @@ impl<M: Maps> Publisher<M> {
                 Some(Table::Pending { since: before }) => *before = before.or(since),
                 Some(_) => continue,
             }
-            if !self.building.contains(&id) {
+            if !self.is_building(id) {
                 let is_now = is_new && new < WANTED_NOW_MAX;
                 let wanted = if is_now { Wanted::Now } else { Wanted::Sometime };
                 new += usize::from(self.queue.add(id, wanted, self.file_bytes(id)));
