@@ -18,7 +18,7 @@ use profiler_common::unwind::{
 };
 use zerocopy::IntoBytes as _;
 
-use self::memory::MapMemory;
+pub(in crate::capture) use self::memory::MapMemory;
 use self::runs::Runs;
 use crate::decode::Pid;
 use crate::unwind::UnwindTable;
