@@ -1,5 +1,7 @@
 //! Records on their way from the drain to whoever reads them.
 
+use crate::decode::ProcessEvent;
+
 /// What a record's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
@@ -14,6 +16,8 @@ pub enum RecordKind {
 pub struct Batch {
     events: Records,
     samples: Records,
+    /// Mappings that were made, which come as no record.
+    pub mapped: Vec<ProcessEvent>,
     /// Process events were lost since the last batch: what is known of processes may be stale.
     pub events_lost: bool,
 }
@@ -52,19 +56,20 @@ impl Batch {
     /// Whether some of the records are process events.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        !self.events.ends.is_empty()
+        !self.events.ends.is_empty() || !self.mapped.is_empty()
     }
 
     /// How many bytes the records have.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.events.bytes.len().saturating_add(self.samples.bytes.len())
+        let mapped = self.mapped.len().saturating_mul(size_of::<ProcessEvent>());
+        self.events.bytes.len().saturating_add(self.samples.bytes.len()).saturating_add(mapped)
     }
 
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.events.ends.is_empty() && self.samples.ends.is_empty() && !self.events_lost
+        !self.has_events() && self.samples.ends.is_empty() && !self.events_lost
     }
 }
 

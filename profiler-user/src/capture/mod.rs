@@ -12,6 +12,7 @@ pub mod support;
 
 mod attach;
 mod btf;
+mod code_maps;
 mod drain;
 mod object;
 mod sampler;
