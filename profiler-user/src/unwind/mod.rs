@@ -3,7 +3,7 @@
 //!
 //! The tables are in the terms of `profiler_common::unwind`, which the BPF program reads. A file is
 //! whatever a stranger wrote: what is read of it is bounded by [`Limits`], what is done with that by
-//! counting ([`work`]): about two seconds at most, and less the smaller the file is.
+//! counting (`work.rs`): about two seconds at most, and less the smaller the file is.
 
 mod build;
 mod cfi;
