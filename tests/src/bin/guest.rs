@@ -16,7 +16,7 @@ use spanprof_tests::profile::Folded;
 use spanprof_tests::span_writer::{CHILD, OUTSIDE, ROOT, SERVICE};
 use spanprof_tests::spanprof::{Books, STATS, Spanprof};
 use spanprof_tests::virtual_machine::guest::{
-    FAILED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, UNWIND, UNWIND_STATIC,
+    FAILED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
 };
 use spanprof_tests::workload::{Workload, wait_until};
 
@@ -78,7 +78,7 @@ fn run() -> Result<()> {
     for (kind, place) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount(kind, place, kind, MountFlags::empty(), None).with_context(|| place.to_owned())?;
     }
-    println!("guest: Linux {}", uname().release().to_string_lossy());
+    println!("{STARTED} {}", uname().release().to_string_lossy());
     let mut spans = Command::new(SPANS);
     let mut at_work = vec![Workload::start(spans.args(["good", "0", SPANS_CONTEXT]))?];
     let too_deep = case(TOO_DEEP, &[]);
