@@ -60,8 +60,7 @@ impl Images {
         process: Arc<Process>,
         read_at: BootTime,
     ) {
-        // Of the same time, it counts for who asks by time; stacks may have been walked with either.
-        while self.list.back().is_some_and(|image| image.from > from) {
+        while self.list.back().is_some_and(|image| image.from >= from) {
             self.list.pop_back();
         }
         self.list.push_back(Image { from, program, process, reads: vec![read_at] });
