@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::BorrowedFd,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,7 +16,6 @@ use aya::programs::{
     perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent},
 };
 
-use super::code_maps::CodeMaps;
 use super::counters::Counters;
 use super::live::CaptureError;
 
@@ -30,13 +28,10 @@ const SILENT_PERIODS: u32 = 4;
 pub(super) struct CpuTimers {
     timers: BTreeMap<u32, Timer>,
     counters: Arc<Counters>,
-    said_without_code: bool,
 }
 
 struct Timer {
     link: PerfEventLinkId,
-    /// Beside the timer, because it stops with its CPU too. `None`: the kernel refused.
-    code: Option<CodeMaps>,
     pulse: Pulse,
 }
 
@@ -50,7 +45,7 @@ struct Pulse {
 impl CpuTimers {
     /// None yet. The counters tell which of them fire.
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        Self { timers: BTreeMap::new(), counters, said_without_code: false }
+        Self { timers: BTreeMap::new(), counters }
     }
 
     /// Opens events on CPUs that came online and forgets those of CPUs that went or were away;
@@ -86,9 +81,8 @@ impl CpuTimers {
             }
             match open(program, cpu, hz) {
                 Ok(link) => {
-                    let code = self.code_maps(cpu);
                     let pulse = Pulse { ticks: ticks(cpu).unwrap_or(0), since: now };
-                    self.timers.insert(cpu, Timer { link, code, pulse });
+                    self.timers.insert(cpu, Timer { link, pulse });
                     if was_away.contains(&cpu) {
                         tracing::warn!(cpu, "a CPU that was offline for a moment is sampled again");
                     }
@@ -97,27 +91,6 @@ impl CpuTimers {
             }
         }
         Ok(failed)
-    }
-
-    /// What processes map on a CPU. It goes on without.
-    fn code_maps(&mut self, cpu: u32) -> Option<CodeMaps> {
-        let opened = CodeMaps::open(cpu);
-        if let Err(error) = &opened
-            && !std::mem::replace(&mut self.said_without_code, true)
-        {
-            tracing::warn!(cpu, %error, "files that are mapped in the place of others are seen late");
-        }
-        opened.ok()
-    }
-
-    /// What processes mapped, by CPU.
-    pub(super) fn code(&mut self) -> impl Iterator<Item = &mut CodeMaps> {
-        self.timers.values_mut().filter_map(|timer| timer.code.as_mut())
-    }
-
-    /// Readable when a process has mapped something.
-    pub(super) fn code_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.timers.values().filter_map(|timer| timer.code.as_ref()).map(CodeMaps::fd)
     }
 
     /// How many CPUs are sampled.

@@ -1,7 +1,5 @@
 //! Records on their way from the drain to whoever reads them.
 
-use crate::decode::ProcessEvent;
-
 /// What a record's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RecordKind {
@@ -16,8 +14,6 @@ pub enum RecordKind {
 pub struct Batch {
     events: Records,
     samples: Records,
-    /// Mappings that were made, which come as no record.
-    pub mapped: Vec<ProcessEvent>,
     /// Process events were lost since the last batch: what is known of processes may be stale.
     pub events_lost: bool,
 }
@@ -56,20 +52,19 @@ impl Batch {
     /// Whether some of the records are process events.
     #[must_use]
     pub fn has_events(&self) -> bool {
-        !self.events.ends.is_empty() || !self.mapped.is_empty()
+        !self.events.ends.is_empty()
     }
 
     /// How many bytes the records have.
     #[must_use]
     pub fn len(&self) -> usize {
-        let mapped = self.mapped.len().saturating_mul(size_of::<ProcessEvent>());
-        self.events.bytes.len().saturating_add(self.samples.bytes.len()).saturating_add(mapped)
+        self.events.bytes.len().saturating_add(self.samples.bytes.len())
     }
 
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.has_events() && self.samples.ends.is_empty() && !self.events_lost
+        self.events.ends.is_empty() && self.samples.ends.is_empty() && !self.events_lost
     }
 }
 

@@ -21,7 +21,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attach::CpuTimers;
 use super::batch::{Batch, RecordKind};
-use super::code_maps::Reported;
 use super::counters::Counters;
 use super::sampler::Sampler;
 use crate::stats::{Count, Stats};
@@ -87,8 +86,6 @@ impl Drain {
         if for_records {
             // Not the samples' ring: it is never empty on a busy host, and sized for two seconds.
             fds.push(PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN));
-            let code = self.timers.code_fds();
-            fds.extend(code.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let timeout =
             Timespec { tv_sec: 0, tv_nsec: i64::try_from(at_most.as_nanos()).unwrap_or(i64::MAX) };
@@ -114,7 +111,6 @@ impl Drain {
             while let Some(record) = self.events.next() {
                 self.pending.push(RecordKind::ProcessEvent, &record);
             }
-            self.drain_code();
             if samples == 0 {
                 break;
             }
@@ -127,15 +123,6 @@ impl Drain {
         if let Some(logger) = &mut self.logger {
             logger.flush();
         }
-    }
-
-    fn drain_code(&mut self) {
-        let mut reported = Reported::default();
-        self.timers.code().for_each(|code| code.read(&mut reported));
-        // Each CPU tells in order; together they are not.
-        reported.events.sort_by_key(|event| event.at);
-        self.pending.mapped.append(&mut reported.events);
-        self.pending.events_lost |= reported.lost;
     }
 
     /// Hands on what is pending, or keeps it while the next stage has no room.

@@ -12,7 +12,6 @@ pub mod support;
 
 mod attach;
 mod btf;
-mod code_maps;
 mod drain;
 mod object;
 mod sampler;

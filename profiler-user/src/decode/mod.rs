@@ -220,13 +220,6 @@ pub enum ProcessEventKind {
     },
     /// Its first thread has exited; others may still run.
     Exit,
-    /// It has mapped a file there to run it. Reported by the kernel itself, not by a BPF program.
-    Mapped {
-        /// The first address.
-        begin: Addr,
-        /// The first one behind it.
-        end: Addr,
-    },
     /// A sample's code is in no mapping that the kernel side knows.
     UnknownCode {
         /// The code.

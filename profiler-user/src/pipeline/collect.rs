@@ -143,16 +143,14 @@ impl Collector {
         if batch.events_lost {
             self.table.on_events_lost();
         }
-        let of = |wanted| batch.records().filter(move |(kind, _)| *kind == wanted);
-        for (_, record) in of(RecordKind::ProcessEvent) {
-            match decode::process_event(record) {
-                Ok(event) => self.table.on_event(event),
-                Err(error) => tracing::error!(%error, "a process event cannot be read"),
+        for (kind, record) in batch.records() {
+            match kind {
+                RecordKind::Sample => self.take_sample(record),
+                RecordKind::ProcessEvent => match decode::process_event(record) {
+                    Ok(event) => self.table.on_event(event),
+                    Err(error) => tracing::error!(%error, "a process event cannot be read"),
+                },
             }
-        }
-        batch.mapped.iter().for_each(|event| self.table.on_event(*event));
-        for (_, record) in of(RecordKind::Sample) {
-            self.take_sample(record);
         }
     }
 
@@ -176,14 +174,13 @@ impl Collector {
             self.stats.add(Count::SpanIdsZero, 1);
         }
         self.table.refresh(sample.pid, sample.at, &addresses);
-        let (process, stale) =
-            match self.table.walked(sample.pid, sample.at, sample.epoch, &addresses) {
-                Some((process, stale)) => (Arc::clone(process), stale),
-                None => {
-                    let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
-                    (Arc::new(unread), false)
-                }
-            };
+        let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
+            Some((process, stale)) => (Arc::clone(process), stale),
+            None => {
+                let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
+                (Arc::new(unread), false)
+            }
+        };
         if stale {
             self.stats.add(Count::UserStackStale, 1);
             sample.user_stack = UserStack::Stale;

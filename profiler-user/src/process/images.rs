@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use super::Process;
-use crate::decode::{Addr, BootTime};
+use crate::decode::BootTime;
 
 /// What is known of a process id, each from a time on; the newest last.
 ///
@@ -20,71 +20,24 @@ struct Image {
     /// Which of the programs that the process ran one after another.
     program: u64,
     process: Arc<Process>,
-    /// When its mappings were read: at first, and when they were found to be the same.
-    reads: Vec<BootTime>,
-}
-
-/// Reads that are remembered: those of some hundred milliseconds, by far.
-const READS_MAX: usize = 64;
-
-/// A file was mapped.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mapped {
-    pub(super) at: BootTime,
-    pub(super) begin: Addr,
-    pub(super) end: Addr,
-}
-
-impl Mapped {
-    /// Whether a stack is wrong that was walked with mappings that were read before.
-    fn spoils(&self, walked: &Process, addresses: &[Addr]) -> bool {
-        let is_there = |address: &Addr| self.begin <= *address && *address < self.end;
-        addresses.iter().any(is_there) && walked.snapshot.has_file_in(self.begin, self.end)
-    }
-}
-
-impl Image {
-    /// When its mappings were read last before a time.
-    fn read_before(&self, at: BootTime) -> BootTime {
-        let before = self.reads.iter().rfind(|read| **read <= at);
-        before.or(self.reads.first()).copied().unwrap_or(self.from)
-    }
 }
 
 impl Images {
     /// From now on, this is known. What was said to hold from later on does not.
-    pub(super) fn push(
-        &mut self,
-        from: BootTime,
-        program: u64,
-        process: Arc<Process>,
-        read_at: BootTime,
-    ) {
+    pub(super) fn push(&mut self, from: BootTime, program: u64, process: Arc<Process>) {
         while self.list.back().is_some_and(|image| image.from >= from) {
             self.list.pop_back();
         }
-        self.list.push_back(Image { from, program, process, reads: vec![read_at] });
+        self.list.push_back(Image { from, program, process });
         self.spread();
     }
 
     /// Replaces the newest; from when on it holds stays.
-    pub(super) fn replace_newest(&mut self, process: Arc<Process>, read_at: BootTime) {
+    pub(super) fn replace_newest(&mut self, process: Arc<Process>) {
         if let Some(image) = self.list.back_mut() {
-            if image.process.snapshot.epoch() != process.snapshot.epoch() {
-                image.reads = vec![read_at];
-            }
             image.process = process;
         }
         self.spread();
-    }
-
-    /// The mappings of the newest were read again, and are the same.
-    pub(super) fn same_again(&mut self, read_at: BootTime) {
-        let Some(image) = self.list.back_mut() else { return };
-        if image.reads.len() >= READS_MAX {
-            image.reads.remove(0);
-        }
-        image.reads.push(read_at);
     }
 
     /// What the newest says of itself held for the earlier mappings of its program too: a sample is
@@ -116,26 +69,13 @@ impl Images {
         self.image_at(at).map(|image| &image.process)
     }
 
-    /// What a stack of these addresses was walked with that was sampled at a time, and whether that
-    /// was wrong: the mappings of this epoch are those of another program, or files were mapped in
-    /// the place of theirs.
-    pub(super) fn walked(
-        &self,
-        at: BootTime,
-        epoch: u64,
-        addresses: &[Addr],
-        mapped: &VecDeque<Mapped>,
-    ) -> Option<(&Arc<Process>, bool)> {
+    /// What a stack was walked with that was sampled at a time, and whether that was wrong: the
+    /// mappings of this epoch are those of another program.
+    pub(super) fn walked(&self, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
         let then = self.image_at(at)?;
         let of_epoch = |image: &&Image| image.process.snapshot.epoch() == epoch;
         Some(match self.list.iter().find(of_epoch) {
-            Some(walked) if walked.program == then.program => {
-                let spoilt = mapped
-                    .iter()
-                    .filter(|mapped| walked.read_before(at) < mapped.at && mapped.at <= at)
-                    .any(|mapped| mapped.spoils(&walked.process, addresses));
-                (&walked.process, spoilt)
-            }
+            Some(walked) if walked.program == then.program => (&walked.process, false),
             Some(_) => (&then.process, true),
             // Walked with none, or with mappings that it had from its parent.
             None => (&then.process, false),
@@ -180,32 +120,30 @@ mod tests {
         let mut images = Images::default();
         assert!(images.at(BootTime(1)).is_none());
         for (from, name) in [(10, "a"), (20, "b"), (30, "c")] {
-            images.push(BootTime(from), from, process(name), BootTime(from));
+            images.push(BootTime(from), from, process(name));
         }
         assert_eq!(names(&images, [0, 19, 20, 99]), ["a", "a", "b", "c"]);
-        images.push(BootTime(15), 15, process("d"), BootTime(15));
+        images.push(BootTime(15), 15, process("d"));
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(15), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["a", "a", "d", "d"]);
         images.forget_replaced(BootTime(16), 8);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["d", "d", "d", "d"]);
-        images.push(BootTime(40), 40, process("e"), BootTime(40));
+        images.push(BootTime(40), 40, process("e"));
         images.forget_replaced(BootTime(0), 1);
         assert_eq!(names(&images, [0, 14, 15, 99]), ["e", "e", "e", "e"]);
     }
 
     #[test]
     fn a_stack_belongs_to_the_mappings_that_it_was_walked_with() {
-        let none = VecDeque::new();
         let mut images = Images::default();
         let (a, b, c) = (process("a"), process("b"), process("c"));
-        images.push(BootTime(10), 1, Arc::clone(&a), BootTime(10));
+        images.push(BootTime(10), 1, Arc::clone(&a));
         // The same program maps something else, then another one runs.
-        images.push(BootTime(20), 1, Arc::clone(&b), BootTime(20));
-        images.push(BootTime(30), 2, Arc::clone(&c), BootTime(30));
+        images.push(BootTime(20), 1, Arc::clone(&b));
+        images.push(BootTime(30), 2, Arc::clone(&c));
         let walked = |at, process: &Process| {
-            let (found, stale) =
-                images.walked(BootTime(at), process.snapshot.epoch(), &[], &none).unwrap();
+            let (found, stale) = images.walked(BootTime(at), process.snapshot.epoch()).unwrap();
             (found.snapshot.epoch(), stale)
         };
         let [epoch_a, epoch_b, epoch_c] = [&a, &b, &c].map(|process| process.snapshot.epoch());
@@ -222,17 +160,15 @@ mod tests {
         let with = |process: &Process, names| {
             Arc::new(Process { attribute_keys: keys(names), ..process.clone() })
         };
-        let none = VecDeque::new();
         let mut images = Images::default();
         let (old, early, late) = (process("old"), process("a"), process("a"));
-        images.push(BootTime(10), 1, Arc::clone(&old), BootTime(10));
-        images.push(BootTime(20), 2, Arc::clone(&early), BootTime(20));
-        images.push(BootTime(30), 2, with(&late, &["span_name"]), BootTime(30));
-        let (found, stale) =
-            images.walked(BootTime(25), early.snapshot.epoch(), &[], &none).unwrap();
+        images.push(BootTime(10), 1, Arc::clone(&old));
+        images.push(BootTime(20), 2, Arc::clone(&early));
+        images.push(BootTime(30), 2, with(&late, &["span_name"]));
+        let (found, stale) = images.walked(BootTime(25), early.snapshot.epoch()).unwrap();
         assert_eq!((found.attribute_keys.len(), stale), (1, false));
         assert_eq!(found.snapshot.epoch(), early.snapshot.epoch());
-        images.replace_newest(with(&late, &["span_name", "more"]), BootTime(40));
+        images.replace_newest(with(&late, &["span_name", "more"]));
         assert_eq!(images.at(BootTime(25)).unwrap().attribute_keys.len(), 2);
         assert_eq!(images.at(BootTime(15)).unwrap().attribute_keys.len(), 0);
     }

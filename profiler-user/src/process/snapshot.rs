@@ -91,15 +91,6 @@ impl MappingSnapshot {
         self.truncated
     }
 
-    /// Whether a file is mapped anywhere between two addresses.
-    #[must_use]
-    pub fn has_file_in(&self, begin: Addr, end: Addr) -> bool {
-        let first = self.mappings.partition_point(|mapping| mapping.end <= begin.0);
-        let rest = self.mappings.get(first..).unwrap_or_default().iter();
-        let mut there = rest.take_while(|mapping| mapping.start < end.0);
-        there.any(|mapping| matches!(mapping.backing, Backing::Elf(_)))
-    }
-
     /// The mapping that holds an address.
     #[must_use]
     pub fn find(&self, addr: Addr) -> Option<&Mapping> {
@@ -138,15 +129,6 @@ mod tests {
         assert_eq!(found(0x5fff), Some(0x5000));
         assert_eq!(found(u64::MAX), None);
         assert_eq!(MappingSnapshot::empty().find(Addr(0)), None);
-    }
-
-    #[test]
-    fn a_file_is_found_where_it_is() {
-        let file = Mapping { backing: Backing::Elf(ElfId(1)), ..mapping(0x2000, 0x3000) };
-        let snapshot = MappingSnapshot::new(vec![mapping(0x1000, 0x2000), file], false);
-        let found = |begin, end| snapshot.has_file_in(Addr(begin), Addr(end));
-        assert!(found(0x2fff, 0x4000) && found(0, 0x2001) && found(0, u64::MAX));
-        assert!(!found(0x1000, 0x2000) && !found(0x3000, 0x4000) && !found(0x4000, 0x4001));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::{
 
 use profiler_common::span::SpanSlot;
 
-use super::images::{Images, Mapped};
+use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::use_order::{Stamp, UseOrder};
@@ -104,7 +104,7 @@ pub struct ProcessTable {
     pub(super) mappings: usize,
     pub(super) looks: Looks,
     pub(super) look_allowance: Allowance,
-    pub(super) read_allowance: Allowance,
+    read_allowance: Allowance,
     pub(super) rescan: Rescan,
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
@@ -148,8 +148,6 @@ pub(super) struct Entry {
     pub(super) read_at: BootTime,
     /// Grows with each program that the process runs.
     pub(super) generation: u64,
-    /// What it mapped lately.
-    pub(super) mapped: VecDeque<Mapped>,
     pub(super) used: Stamp,
     /// How many mappings of the table's count are its.
     pub(super) mappings: usize,
@@ -224,7 +222,6 @@ impl ProcessTable {
             ProcessEventKind::Exec => self.on_exec(pid, at),
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
-            ProcessEventKind::Mapped { begin, end } => self.on_mapped(pid, at, begin, end),
             ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
         }
     }
@@ -263,18 +260,10 @@ impl ProcessTable {
     }
 
     /// What a stack of a process was walked with, which was sampled at a time, and whether that was
-    /// wrong: it ran another program by then, or had mapped other files where these addresses are.
-    /// `epoch` is that of the mappings, 0 if there were none.
+    /// wrong: it ran another program by then. `epoch` is that of the mappings, 0 if there were none.
     #[must_use]
-    pub fn walked(
-        &self,
-        pid: Pid,
-        at: BootTime,
-        epoch: u64,
-        addresses: &[Addr],
-    ) -> Option<(&Arc<Process>, bool)> {
-        let entry = self.processes.get(&pid)?;
-        entry.images.walked(at, epoch, addresses, &entry.mapped)
+    pub fn walked(&self, pid: Pid, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
+        self.processes.get(&pid)?.images.walked(at, epoch)
     }
 
     /// The ELF files of all processes. Clones share them, and may go to another thread.
@@ -324,7 +313,6 @@ impl ProcessTable {
         entry.gone = false;
         entry.backoff = Backoff::default();
         entry.generation = generation;
-        entry.mapped.clear();
         self.push_image(pid, at, Arc::new(Process::not_read(pid, Some(Unreadable::NotRead))));
         self.schedule(Look::after_exec(pid, at, generation));
     }
@@ -393,7 +381,7 @@ impl ProcessTable {
         self.processes.entry(pid).or_insert_with(|| {
             let mut images = Images::default();
             let process = Process::not_read(pid, Some(Unreadable::NotRead));
-            images.push(BootTime(0), 0, Arc::new(process), BootTime(0));
+            images.push(BootTime(0), 0, Arc::new(process));
             Entry {
                 images,
                 state: State::Unread,
@@ -404,7 +392,6 @@ impl ProcessTable {
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
-                mapped: VecDeque::new(),
                 used: by_use.insert(pid),
                 mappings: 0,
             }
@@ -427,10 +414,9 @@ impl ProcessTable {
     }
 
     pub(super) fn push_image(&mut self, pid: Pid, from: BootTime, process: Arc<Process>) {
-        let read_at = self.now;
         let forget_before = BootTime(self.now.0.saturating_sub(KEPT));
         if let Some(entry) = self.processes.get_mut(&pid) {
-            entry.images.push(from, entry.generation, process, read_at);
+            entry.images.push(from, entry.generation, process);
             entry.images.forget_replaced(forget_before, IMAGES_MAX);
         }
         self.image_changed(pid);

@@ -4,19 +4,16 @@ use std::{collections::HashSet, sync::Arc};
 
 use profiler_common::span::SpanSlot;
 
-use super::images::Mapped;
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
 use super::span_slot::SlotSource;
 use super::table::{KEPT, State, TICK};
 use super::{Process, ProcessTable, Unreadable};
-use crate::decode::{Addr, BootTime, Pid};
+use crate::decode::{BootTime, Pid};
 
 /// Every so many rescans the mappings of all processes are read, also of those that have as much
 /// mapped as before.
 const FULL_RESCAN_EVERY: u64 = 6;
-/// Mappings of a process that are remembered: those of some hundred milliseconds, by far.
-const MAPPED_MAX: usize = 64;
 
 /// When so much text of mappings was read in one turn, the rest waits for the next one: samples do
 /// not wait for it. A usual process has some kilobytes, none more than 16 MiB.
@@ -225,7 +222,7 @@ impl ProcessTable {
                     && newest.snapshot.epoch() == process.snapshot.epoch() =>
             {
                 // It says more of itself than it did, and it was that all the time.
-                entry.images.replace_newest(process, now);
+                entry.images.replace_newest(process);
                 self.image_changed(pid);
             }
             (State::Read(facts), _) if facts.start_time != process.start_time => {
@@ -241,45 +238,11 @@ impl ProcessTable {
             (State::Read(_), _) => self.push_image(pid, last_read, process),
             // What is known since the exec or the fork was nothing, or its parent's.
             (State::Unread | State::Inherited, _) => {
-                entry.images.replace_newest(process, now);
+                entry.images.replace_newest(process);
                 self.image_changed(pid);
             }
         }
         self.set_slot(pid, slot)
-    }
-
-    /// A file was mapped. Where another one was known to be, what was known is wrong from then on;
-    /// where nothing was, samples ask.
-    pub(super) fn on_mapped(&mut self, pid: Pid, at: BootTime, begin: Addr, end: Addr) {
-        let now = self.now;
-        let Some(entry) = self.processes.get_mut(&pid) else { return };
-        let Some(newest) = entry.images.newest().map(|(_, newest)| Arc::clone(newest)) else {
-            return;
-        };
-        if !matches!(entry.state, State::Read(_)) {
-            return;
-        }
-        if entry.mapped.len() >= MAPPED_MAX {
-            entry.mapped.pop_front();
-        }
-        entry.mapped.push_back(Mapped { at, begin, end });
-        if entry.read_at >= at || !newest.snapshot.has_file_in(begin, end) {
-            return;
-        }
-        if !self.read_allowance.take(now) {
-            self.stats.reads_over_allowance += 1;
-            return;
-        }
-        self.look(pid, ReadMaps::Always);
-        let now = self.now;
-        let images = &mut self.entry(pid).images;
-        // The same again, or for the second time: it may have been another one meanwhile.
-        match images.newest() {
-            Some((_, after)) if after.snapshot.epoch() == newest.snapshot.epoch() => {
-                images.same_again(now);
-            }
-            _ => self.stats.replaced_files += 1,
-        }
     }
 
     fn set_slot(&mut self, pid: Pid, slot: Option<(SpanSlot, SlotSource)>) -> Option<SlotSource> {
@@ -313,9 +276,7 @@ impl ProcessTable {
         }
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         if matches!(entry.state, State::Unread) {
-            entry
-                .images
-                .replace_newest(Arc::new(Process::not_read(pid, Some(reason))), BootTime(0));
+            entry.images.replace_newest(Arc::new(Process::not_read(pid, Some(reason))));
             self.image_changed(pid);
         }
     }

@@ -11,8 +11,6 @@ pub struct TableStats {
     pub exits: u64,
     /// Reports of code that the kernel side did not know.
     pub unknown_code: u64,
-    /// Times that a file was mapped in the place of another one.
-    pub replaced_files: u64,
     /// Looks for published spans and at exits that were taken.
     pub looks: u64,
     /// Looks that were not taken: too many were waiting.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::fake_proc::{FakeProc, maps_line, write_elf};
+use super::fake_proc::FakeProc;
 use super::looks::SECOND;
 use super::*;
 use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
@@ -141,45 +141,6 @@ fn an_exec_ends_what_was_known_but_not_before_it() {
     table.tick(at(NOW + 40_000));
     table.on_event(event(7, NOW + 40_000, ProcessEventKind::Exec));
     assert_ne!(epoch(&table, 7, NOW + 9), old);
-}
-
-#[test]
-fn a_file_in_the_place_of_another_ends_what_was_known_when_it_was_mapped() {
-    let fake = FakeProc::new();
-    fake.add(7, 5000, "");
-    let root = fake.path(7, "root");
-    let lines = ["a.so", "b.so"].map(|name| {
-        write_elf(&root.join(name));
-        maps_line(0x5000, &root.join(name), &format!("/{name}"))
-    });
-    fs::write(fake.path(7, "maps"), &lines[0]).unwrap();
-    let mut table = table(&fake, TableLimits::default());
-    let old = epoch(&table, 7, NOW);
-    let mapped = |ms, begin| {
-        let kind = ProcessEventKind::Mapped { begin: Addr(begin), end: Addr(begin + 0x1000) };
-        event(7, ms, kind)
-    };
-    let read = table.stats().maps_read;
-    table.on_event(mapped(NOW + 10, 0x9000));
-    assert_eq!(table.stats().maps_read, read, "nothing was known to be there");
-    table.on_event(mapped(NOW + 10, 0x5000));
-    assert_eq!(table.stats().replaced_files, 0, "it is the same");
-
-    fs::write(fake.path(7, "maps"), &lines[1]).unwrap();
-    table.on_event(mapped(NOW + 20, 0x5000));
-    assert_eq!(table.stats().replaced_files, 1);
-    let is_stale =
-        |table: &ProcessTable, ms| table.walked(Pid(7), at(ms), old, &[Addr(0x5010)]).unwrap().1;
-    assert!(!is_stale(&table, NOW + 19) && is_stale(&table, NOW + 20));
-    let new = epoch(&table, 7, NOW + 20);
-    assert_ne!(new, old);
-
-    // What is mapped elsewhere makes nothing stale.
-    fs::write(fake.path(7, "maps"), lines[1].clone() + &anonymous(0x8000)).unwrap();
-    table.refresh(Pid(7), at(NOW + 500), &[Addr(0x8000)]);
-    assert_ne!(epoch(&table, 7, NOW + 500), new);
-    assert!(!table.walked(Pid(7), at(NOW + 600), new, &[Addr(0x5010)]).unwrap().1);
-    assert!(!table.walked(Pid(7), at(NOW + 20), old, &[Addr(0x9010)]).unwrap().1);
 }
 
 #[test]
