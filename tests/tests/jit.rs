@@ -117,7 +117,7 @@ mod tests {
     const SCRIPT: &str = "\
         function spin(until) { let x = 0; while (process.cpuUsage().user < until) \
             for (let i = 0; i < 1e5; i++) x = (x * 31 + i) | 0; return x; } \
-        spin(1e6); \
+        spin(process.cpuUsage().user + 1e6); \
         require('fs').unlinkSync('/tmp/perf-' + process.pid + '.map');";
 
     #[test]
