@@ -6,7 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -258,8 +258,7 @@ impl Running {
     ///
     /// It is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.0.id()).ok().and_then(Pid::from_raw);
-        Ok(kill_process(pid.context("not a process id")?, signal)?)
+        self.0.signal(signal)
     }
 
     /// Waits for its end.

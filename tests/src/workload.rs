@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::child::Watched;
@@ -62,24 +63,9 @@ impl Program {
     ///
     /// As [`compile`](Self::compile).
     pub fn with_library(&self, name: &str) -> Result<PathBuf> {
-        self.with_library_as(name, name, &[])
-    }
-
-    /// As [`with_library`](Self::with_library), with a name of its own and more flags.
-    ///
-    /// # Errors
-    ///
-    /// As [`compile`](Self::compile).
-    pub fn with_library_as(&self, name: &str, library: &str, flags: &[&str]) -> Result<PathBuf> {
-        let path = self.folder.path().join(format!("lib{library}.so"));
-        compile(name, &[&["-shared", "-fPIC"], flags].concat(), &path)?;
+        let path = self.folder.path().join(format!("lib{name}.so"));
+        compile(name, &["-shared", "-fPIC"], &path)?;
         Ok(path)
-    }
-
-    /// The folder that it is in.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.folder.path()
     }
 
     /// Where it is.
@@ -150,6 +136,15 @@ impl Workload {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.process.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// It is gone.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
     }
 
     /// The CPU time that it has used in user mode, in hundredths of a second.

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use crate::cache::{self, Partial};
 use crate::exec::{ask, cargo, exec, exec_within};
-use crate::setup::step;
+use crate::setup::{shout, step};
 
 /// Needs Rust 1.88.
 const VERSION: &str = "0.20.2";
@@ -60,9 +60,7 @@ pub(crate) fn check(cache: &Path) -> Result<()> {
     };
     exec(deny().args(["check", "--hide-inclusion-graph", "bans", "licenses", "sources"]))?;
     if let Err(error) = exec_within(FETCH_LIMIT, deny().args(["fetch", "db"])) {
-        eprintln!("================================================================");
-        eprintln!("ADVISORIES NOT CHECKED: their database cannot be fetched: {error:#}");
-        eprintln!("================================================================");
+        shout(&format!("ADVISORIES NOT CHECKED: their database cannot be fetched: {error:#}"));
         return Ok(());
     }
     exec(deny().args(["check", "--disable-fetch", "advisories"]))

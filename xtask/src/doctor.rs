@@ -46,7 +46,7 @@ pub(crate) fn run() -> Result<()> {
         let found = tool.find(&cache).map(|path| path.display().to_string());
         report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
     }
-    let kernels = (!guests::is_missing(&cache)).then(|| guests::dir(&cache).display().to_string());
+    let kernels = guests::are_there(&cache).then(|| guests::dir(&cache).display().to_string());
     report("other kernels", kernels, guests::obstacle().unwrap_or(SETUP));
     Ok(())
 }

@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow};
 use crate::apt::{self, Apt};
 use crate::bpf_toolchain::on_path;
 use crate::cache::{self, Partial};
-use crate::setup::step;
+use crate::setup::{shout, step};
 
 /// A tool of one program.
 pub(crate) struct Tool {
@@ -142,9 +142,7 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
             Err(error) => Err(anyhow!("{error:#}")),
         };
         if let Err(error) = installed {
-            eprintln!("================================================================");
-            eprintln!("{error:#}: THE TESTS THAT NEED {} WILL NOT RUN.", tool.program);
-            eprintln!("================================================================");
+            shout(&format!("{error:#}: THE TESTS THAT NEED {} WILL NOT RUN.", tool.program));
         }
     }
     Ok(())

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::apt::{self, Apt};
 use crate::cache::{self, Partial};
-use crate::setup::step;
+use crate::setup::{shout, step};
 
 /// A kernel of Debian.
 pub(crate) struct Kernel {
@@ -75,8 +75,13 @@ pub(crate) fn dir(cache: &Path) -> PathBuf {
 
 /// Whether set-up has something to do.
 pub(crate) fn is_missing(cache: &Path) -> bool {
+    obstacle().is_none() && !are_there(cache)
+}
+
+/// Whether all of them are in the cache.
+pub(crate) fn are_there(cache: &Path) -> bool {
     let kernels = dir(cache);
-    obstacle().is_none() && KERNELS.iter().any(|kernel| !kernels.join(kernel.name).is_file())
+    KERNELS.iter().all(|kernel| kernels.join(kernel.name).is_file())
 }
 
 /// Where the tests find them, unless the user named others.
@@ -89,9 +94,7 @@ pub(crate) fn tell(command: &mut Command, cache: &Path) {
 /// Downloads and unpacks what is missing. Where it cannot be had it says so, and goes on.
 pub(crate) fn install(cache: &Path) -> Result<()> {
     if let Some(obstacle) = obstacle() {
-        eprintln!("================================================================");
-        eprintln!("{obstacle}: THE TESTS ON OTHER KERNELS WILL NOT RUN.");
-        eprintln!("================================================================");
+        shout(&format!("{obstacle}: THE TESTS ON OTHER KERNELS WILL NOT RUN."));
         return Ok(());
     }
     if !is_missing(cache) {

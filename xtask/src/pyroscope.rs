@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 
 use crate::cache::{self, Partial};
 use crate::exec::{ask, workspace};
-use crate::setup::step;
+use crate::setup::{shout, step};
 
 const VERSION: &str = "1.12.0";
 
@@ -72,9 +72,7 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
         return Ok(());
     }
     if let Some(obstacle) = obstacle() {
-        eprintln!("================================================================");
-        eprintln!("{obstacle}: THE TESTS AGAINST A REAL PYROSCOPE WILL NOT RUN.");
-        eprintln!("================================================================");
+        shout(&format!("{obstacle}: THE TESTS AGAINST A REAL PYROSCOPE WILL NOT RUN."));
         return Ok(());
     }
     // Both caches of Go go with the folder: 3 GB that nothing else needs.

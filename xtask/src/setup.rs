@@ -58,13 +58,19 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     if tools >= Tools::Test && !pyroscope::is_missing(&cache)? {
         step(&format!("Pyroscope: {}", pyroscope::binaries(&cache)?.server.display()));
     }
-    if tools >= Tools::Test && !guests::is_missing(&cache) {
+    if tools >= Tools::Test && guests::are_there(&cache) {
         step(&format!("other kernels: {}", guests::dir(&cache).display()));
     }
     if tools >= Tools::All {
         step(&format!("cargo-deny: {}", deny::binary(&cache).display()));
     }
     Ok(cache)
+}
+
+/// What must not be overlooked.
+pub(crate) fn shout(text: &str) {
+    let line = "=".repeat(64);
+    eprintln!("{line}\n{text}\n{line}");
 }
 
 /// One line of progress.

@@ -10,7 +10,7 @@ use std::process::{self, Command, ExitCode};
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::mount::{MountFlags, mount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use rustix::system::{RebootCommand, reboot, uname};
 use spanprof_tests::profile::Folded;
 use spanprof_tests::span_writer::{CHILD, OUTSIDE, ROOT, SERVICE};
@@ -89,7 +89,7 @@ fn run() -> Result<()> {
         at_work.push(Workload::start(Command::new(named).args([mode, "0"]))?);
     }
     // An emulated CPU takes long enough to verify programs when nothing else runs.
-    signal(&at_work, Signal::STOP)?;
+    at_work.iter().try_for_each(|workload| workload.signal(Signal::STOP))?;
     let spanprof = Spanprof::new(SPANPROF.into())?;
     // Emulated, it would take too long to make tables of itself.
     let pids = at_work.iter().map(|workload| format!("--pid={}", workload.pid()));
@@ -102,7 +102,7 @@ fn run() -> Result<()> {
         println!("guest: {verified} instructions verified");
         ensure!(verified <= VERIFIED_MAX, "the largest program is near the verifier's limit");
     }
-    signal(&at_work, Signal::CONT)?;
+    at_work.iter().try_for_each(|workload| workload.signal(Signal::CONT))?;
     // All have the same share of the CPUs; this one runs in user mode, which is what is told.
     let first = at_work.first().context("nothing is at work")?;
     let enough = first.cpu_ticks()? + CPU_TICKS;
@@ -120,14 +120,6 @@ fn run() -> Result<()> {
     profile.check_too_deep().context(TOO_DEEP)?;
     profile.check_early()?;
     profile.check_spans().with_context(|| format!("{SERVICE}: {:#?}", profile.stacks_of(SERVICE)))
-}
-
-fn signal(to: &[Workload], signal: Signal) -> Result<()> {
-    for workload in to {
-        let pid = Pid::from_raw(i32::try_from(workload.pid())?).context("not a process id")?;
-        kill_process(pid, signal)?;
-    }
-    Ok(())
 }
 
 /// Of the largest of its programs, on Linux 5.16 and newer.
