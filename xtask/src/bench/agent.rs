@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::sink;
+use super::{counter, sink};
 use crate::exec::target_dir;
 
 /// Ten times the usual, so that a short run has many samples.
@@ -95,28 +95,25 @@ impl Measurement {
         time: Duration,
         workers: &Workers,
     ) -> Result<Self> {
-        let number = |stats: &Value, part: &str, key: &str| {
-            stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
-        };
         let seconds = |ns: u64| ns as f64 / 1e9;
         let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
-        let samples = number(last, "kernel", "samples_taken")?;
+        let samples = counter(last, "kernel", "samples_taken")?;
         ensure!(samples > 0, "nothing was sampled");
-        let exported = number(last, "samples", "samples_exported")?;
+        let exported = counter(last, "samples", "samples_exported")?;
         // More than a few losses would make what is left look cheap.
         ensure!(exported >= samples / 100 * 99, "only {exported} of {samples} were exported");
-        let later = samples - number(first, "kernel", "samples_taken")?;
+        let later = samples - counter(first, "kernel", "samples_taken")?;
         let per_100k = |ns: u64| seconds(ns) * 1e5 / later as f64;
-        let agent_first_ns = number(first, "agent", "cpu_ns")?;
-        let agent_ns = number(last, "agent", "cpu_ns")? - agent_first_ns;
+        let agent_first_ns = counter(first, "agent", "cpu_ns")?;
+        let agent_ns = counter(last, "agent", "cpu_ns")? - agent_first_ns;
         let worker_ns = workers.cpu_ns() - worker_first_ns;
         Ok(Self {
-            bpf_ns_per_sample: number(last, "sampler", "run_time_ns")? as f64 / samples as f64,
+            bpf_ns_per_sample: counter(last, "sampler", "run_time_ns")? as f64 / samples as f64,
             agent_cpu_per_100k: per_100k(agent_ns),
             worker_cpu_per_100k: per_100k(worker_ns),
             cpu_percent: seconds(agent_ns + worker_ns) / time.as_secs_f64() * 100.0,
             first_cpu_s: seconds(agent_first_ns + worker_first_ns),
-            agent_rss_mib: mib(number(last, "agent", "max_rss_bytes")?),
+            agent_rss_mib: mib(counter(last, "agent", "max_rss_bytes")?),
             worker_rss_mib: mib(workers.max_rss_bytes),
         })
     }

@@ -117,6 +117,11 @@ fn table(runs: &[Vec<Measurement>; 3], marking: &[Value]) -> Result<String> {
     Ok(text)
 }
 
+/// One of the counters that `--stats` writes.
+fn counter(stats: &Value, part: &str, key: &str) -> Result<u64> {
+    stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
+}
+
 struct Spread {
     median: f64,
     min: f64,

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::bench::agent::Running;
+use crate::bench::counter;
 use crate::bench::sink;
 use crate::exec::target_dir;
 
@@ -120,13 +121,9 @@ pub(super) fn depth(spanprof: &Path, program: &str) -> Result<f64> {
     Ok(ratio(frames, samples))
 }
 
-fn number(stats: &Value, part: &str, key: &str) -> Result<u64> {
-    stats[part][key].as_u64().with_context(|| format!("the counters have no {part}.{key}"))
-}
-
 impl Tables {
     fn read(stats: &Value) -> Result<Self> {
-        let number = |key| number(stats, "unwind", key);
+        let number = |key| counter(stats, "unwind", key);
         let ms = stats["unwind"]["build_ms"].as_f64().context("no unwind.build_ms")?;
         #[expect(clippy::cast_precision_loss, reason = "for people, and within 2^53")]
         let rows_built = number("rows_built")? as f64;
@@ -141,7 +138,7 @@ impl Tables {
 
 impl Counters {
     fn read(stats: &Value) -> Result<Self> {
-        let number = |part: &str, key: &str| number(stats, part, key);
+        let number = |part, key| counter(stats, part, key);
         let kernel = stats["kernel"].as_object().context("the counters have no kernel")?;
         let walked = kernel.iter().filter(|(name, _)| name.starts_with("user_stack_"));
         Ok(Self {
