@@ -12,4 +12,5 @@ pub mod process;
 pub mod sample;
 pub mod settings;
 pub mod span;
+pub mod span_note;
 pub mod unwind;

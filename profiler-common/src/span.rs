@@ -51,14 +51,91 @@ pub struct SpanHeader {
 
 const _: () = assert!(size_of::<SpanHeader>() == SPAN_HEADER_LEN);
 
-/// Where the threads of a process keep the pointer to their record: the value of `SPAN_SLOTS`.
+/// How many places a process is looked at for a thread's span: a program and its libraries may each
+/// have one.
+pub const SPAN_SLOTS_MAX: usize = 4;
+
+/// `SpanSlot::format`: there is no slot here, nor behind.
+pub const SLOT_EMPTY: u8 = 0;
+/// `SpanSlot::format`: a pointer to a thread context record ([`SpanHeader`]).
+pub const SLOT_RECORD: u8 = 1;
+/// `SpanSlot::format`: a pointer to a label set of custom-labels v1.
+pub const SLOT_CUSTOM_LABELS: u8 = 2;
+/// `SpanSlot::format`: a pointer to the goroutine (`runtime.g`), whose pprof labels are read.
+pub const SLOT_GO: u8 = 3;
+
+/// Where the threads of a process keep what they work on: the value of `SPAN_SLOTS`. The first
+/// place that has a span counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SpanSlots {
+    /// In the order in which they are looked at; the first empty one ends them.
+    pub slots: [SpanSlot; SPAN_SLOTS_MAX],
+}
+
+/// One thread-local variable of eight bytes, and what it points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SpanSlot {
-    /// Distance in bytes from the thread pointer to the slot (static TLS).
-    pub tp_offset: i64,
+    /// Distance in bytes to the variable: from the thread pointer if `module` is 0 (static TLS),
+    /// otherwise from the start of the thread's block of that module.
+    pub offset: i64,
+    /// The TLS module's number in the thread's dynamic thread vector (DTV), 0 for static TLS.
+    pub module: u32,
+    /// Distance in bytes from the thread pointer to the pointer to the DTV.
+    pub dtv_offset: i16,
+    /// A DTV entry is `1 << dtv_entry_shift` bytes: 4 for glibc, 3 for musl.
+    pub dtv_entry_shift: u8,
+    /// One of `SLOT_*`.
+    pub format: u8,
+    /// For [`SLOT_GO`].
+    pub go: GoLayout,
 }
+
+/// Where Go's runtime keeps a goroutine's labels; all zero for other formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GoLayout {
+    /// The offset of `m` in `runtime.g`.
+    pub g_m: u16,
+    /// The offset of `curg` in `runtime.m`.
+    pub m_curg: u16,
+    /// The offset of `labels` in `runtime.g`.
+    pub g_labels: u16,
+    /// 0: a sorted slice (Go 1.24 and newer), 1: a map (before).
+    pub labels_are_map: u16,
+}
+
+impl SpanSlots {
+    /// One place.
+    #[must_use]
+    pub const fn one(slot: SpanSlot) -> Self {
+        let mut slots = [SpanSlot::EMPTY; SPAN_SLOTS_MAX];
+        slots[0] = slot;
+        Self { slots }
+    }
+}
+
+impl SpanSlot {
+    /// No place.
+    pub const EMPTY: Self = Self {
+        offset: 0,
+        module: 0,
+        dtv_offset: 0,
+        dtv_entry_shift: 0,
+        format: SLOT_EMPTY,
+        go: GoLayout { g_m: 0, m_curg: 0, g_labels: 0, labels_are_map: 0 },
+    };
+
+    /// A pointer to a record in static TLS, that many bytes from the thread pointer.
+    #[must_use]
+    pub const fn at_thread_pointer(offset: i64) -> Self {
+        Self { offset, format: SLOT_RECORD, ..Self::EMPTY }
+    }
+}
+
+const _: () = assert!(size_of::<SpanSlot>() == 24);
 
 // SAFETY: `FromBytes` and `IntoBytes` are stricter than `Pod`: any bytes are a value, no padding.
 #[cfg(feature = "user")]
-unsafe impl aya::Pod for SpanSlot {}
+unsafe impl aya::Pod for SpanSlots {}

@@ -10,7 +10,7 @@ use aya_ebpf::{
 use profiler_common::{
     counter::COUNTERS_LEN,
     sample::SampleHeader,
-    span::SpanSlot,
+    span::SpanSlots,
     unwind::{
         CHUNK_SEGMENTS, CHUNKS_MAX, MAPPING_SEGMENTS, PAGES_MAX, PROCESSES_MAX, RULES_MAX,
         SEGMENT_WORDS,
@@ -35,7 +35,7 @@ pub(crate) static PROCESS_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 /// Key: tgid. Where its threads keep the pointer to their span record. Written by user space, and
 /// deleted here when the process gets another program image.
 #[map]
-pub(crate) static SPAN_SLOTS: HashMap<u32, SpanSlot> = HashMap::with_max_entries(16384, 0);
+pub(crate) static SPAN_SLOTS: HashMap<u32, SpanSlots> = HashMap::with_max_entries(16384, 0);
 
 /// Key: tgid of a process to sample when only some are. Written by user space, and here for the
 /// children of a target.

@@ -41,7 +41,7 @@ pub(crate) fn read_span(
     at: usize,
 ) -> SpanRead {
     // SAFETY: the value is copied at once; user space replaces elements, it does not modify them.
-    let Some(slot) = (unsafe { SPAN_SLOTS.get(tgid) }) else {
+    let Some(slots) = (unsafe { SPAN_SLOTS.get(tgid) }) else {
         count(counter::SPAN_NO_SLOT);
         return SpanRead::nothing(SPAN_NO_SLOT);
     };
@@ -49,7 +49,7 @@ pub(crate) fn read_span(
         count(counter::SPAN_NO_THREAD_POINTER);
         return SpanRead::nothing(SPAN_UNREADABLE);
     };
-    let slot_at = thread_pointer.wrapping_add_signed(slot.tp_offset);
+    let slot_at = thread_pointer.wrapping_add_signed(slots.slots[0].offset);
     let Ok(record) = read_user::<u64>(slot_at) else {
         debug!(ctx, "process {}: span slot at {:x} cannot be read", tgid, slot_at);
         count(counter::SPAN_SLOT_UNREADABLE);

@@ -169,8 +169,8 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
     if let Some(reason) = process.unreadable {
         return Err(InspectError::Process { pid, reason });
     }
-    let slot = table.take_control().into_iter().find_map(|fact| match fact {
-        ControlFact::SetSlot { slot, .. } => Some(slot),
+    let slots = table.take_control().into_iter().find_map(|fact| match fact {
+        ControlFact::SetSlots { slots, .. } => Some(slots),
         ControlFact::ClearSlot { .. } | ControlFact::Gone { .. } => None,
     });
     let by_context = table.stats().slots_by_context > 0;
@@ -192,7 +192,7 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
         pid: pid.0,
         name: process.name.to_string(),
         service: process.service.name.clone(),
-        span_slot: slot.map(|slot| SlotReport { tp_offset: slot.tp_offset, found_by }),
+        span_slot: slots.map(|slots| SlotReport { tp_offset: slots.slots[0].offset, found_by }),
         attribute_keys: process.attribute_keys.iter().map(ToString::to_string).collect(),
         perf_map: perf_map(&process, table.stats(), &mut symbolizer),
         mappings: mappings(&process, &files),

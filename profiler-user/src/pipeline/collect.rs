@@ -232,7 +232,7 @@ impl Collector {
         }
         for fact in self.table.take_control() {
             let told = match fact {
-                ControlFact::SetSlot { pid, slot } => self.control.set_slot(pid, slot),
+                ControlFact::SetSlots { pid, slots } => self.control.set_slots(pid, slots),
                 ControlFact::ClearSlot { pid } => self.control.clear_slot(pid),
                 ControlFact::Gone { pid } => self.control.forget(pid),
             };

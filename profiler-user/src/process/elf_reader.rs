@@ -14,6 +14,8 @@ use object::elf::{
     SHN_UNDEF, SHT_DYNSYM, STT_TLS, SectionHeader64, Sym64,
 };
 use object::{NativeEndian, Pod};
+use profiler_common::span_note::{NOTE_NAME, NOTE_TYPE, SpanMarkerNote};
+use zerocopy::FromBytes as _;
 
 use super::BuildId;
 
@@ -74,13 +76,36 @@ impl<'a> ElfReader<'a> {
     /// The GNU build ID.
     pub(super) fn build_id(&self) -> Option<BuildId> {
         self.segments_of(PT_NOTE).find_map(|segment| {
-            let size = usize::try_from(segment.p_filesz.get(NATIVE)).ok()?.min(NOTES_MAX);
-            let mut notes = vec![0; size];
-            let read = read_some(self.file, segment.p_offset.get(NATIVE), &mut notes).ok()?;
-            // Notes are aligned to 4, but to 8 in a segment that is (`.note.gnu.property`).
-            let align = if segment.p_align.get(NATIVE) == 8 { 8 } else { 4 };
-            build_id_in(notes.get(..read)?, align)
+            let notes = self.notes(segment)?;
+            let note = notes_in(&notes, note_align(segment))
+                .find(|note| note.kind == NT_GNU_BUILD_ID && note.name == b"GNU\0")?;
+            let id = note.desc.get(..note.desc.len().min(BUILD_ID_MAX))?;
+            (!id.is_empty()).then(|| BuildId(id.into()))
         })
+    }
+
+    /// What span-marker's note says.
+    pub(super) fn span_note(&self) -> Option<SpanNote> {
+        self.segments_of(PT_NOTE).find_map(|segment| {
+            let notes = self.notes(segment)?;
+            let note = notes_in(&notes, note_align(segment))
+                .find(|note| note.kind == NOTE_TYPE && note.name == NOTE_NAME)?;
+            let (desc, _) = SpanMarkerNote::read_from_prefix(note.desc).ok()?;
+            let at = segment.p_vaddr.get(NATIVE).checked_add(u64::try_from(note.desc_at).ok()?)?;
+            let hook_at = at.checked_add(8)?.checked_add_signed(desc.hook_distance)?;
+            Some(SpanNote {
+                info_address: at.checked_add_signed(desc.info_distance)?,
+                hook_offset: self.file_offset(hook_at)?,
+            })
+        })
+    }
+
+    fn notes(&self, segment: &Segment) -> Option<Vec<u8>> {
+        let size = usize::try_from(segment.p_filesz.get(NATIVE)).ok()?.min(NOTES_MAX);
+        let mut notes = vec![0; size];
+        let read = read_some(self.file, segment.p_offset.get(NATIVE), &mut notes).ok()?;
+        notes.truncate(read);
+        Some(notes)
     }
 
     /// Where a thread keeps the 8-byte variable `name`, as a distance in bytes from its thread
@@ -226,27 +251,53 @@ impl TlsBlock {
     }
 }
 
-/// Finds the build ID in a segment of notes.
-fn build_id_in(mut notes: &[u8], align: usize) -> Option<BuildId> {
-    let round_up = |len: usize| len.checked_next_multiple_of(align);
-    loop {
-        let (head, rest) = notes.split_first_chunk::<12>()?;
+/// What span-marker's note says of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanNote {
+    /// The address of the `SpanMarkerInfo`, as the file is linked: without the load bias.
+    pub info_address: u64,
+    /// Where the hook is in the file.
+    pub hook_offset: u64,
+}
+
+/// One note of a segment.
+struct Note<'a> {
+    kind: u32,
+    name: &'a [u8],
+    desc: &'a [u8],
+    /// Where the description begins in the segment.
+    desc_at: usize,
+}
+
+/// Notes are aligned to 4, but to 8 in a segment that is (`.note.gnu.property`).
+fn note_align(segment: &Segment) -> usize {
+    if segment.p_align.get(NATIVE) == 8 { 8 } else { 4 }
+}
+
+/// The notes in a segment, up to the first that is cut short.
+fn notes_in(notes: &[u8], align: usize) -> impl Iterator<Item = Note<'_>> {
+    let mut at = 0_usize;
+    std::iter::from_fn(move || {
         let word = |at: usize| {
-            let bytes = head.get(at..at.checked_add(4)?)?;
+            let bytes = notes.get(at..at.checked_add(4)?)?;
             Some(u32::from_ne_bytes(bytes.try_into().ok()?))
         };
-        let (name_len, desc_len) =
-            (usize::try_from(word(0)?).ok()?, usize::try_from(word(4)?).ok()?);
-        let name = rest.get(..name_len)?;
-        // The description starts aligned within the note, whose head is 12 bytes.
-        let desc_at = round_up(name_len.checked_add(12)?)?.checked_sub(12)?;
-        let desc = rest.get(desc_at..desc_at.checked_add(desc_len)?)?;
-        if word(8)? == NT_GNU_BUILD_ID && name == b"GNU\0" && !desc.is_empty() {
-            return Some(BuildId(desc.get(..desc.len().min(BUILD_ID_MAX))?.into()));
-        }
-        let next = round_up(desc_at.checked_add(desc_len)?.checked_add(12)?)?.checked_sub(12)?;
-        notes = rest.get(next..)?;
-    }
+        let name_len = usize::try_from(word(at)?).ok()?;
+        let desc_len = usize::try_from(word(at.checked_add(4)?)?).ok()?;
+        let kind = word(at.checked_add(8)?)?;
+        let name_at = at.checked_add(12)?;
+        let name_end = name_at.checked_add(name_len)?;
+        let desc_at = name_end.checked_next_multiple_of(align)?;
+        let desc_end = desc_at.checked_add(desc_len)?;
+        let note = Note {
+            kind,
+            name: notes.get(name_at..name_end)?,
+            desc: notes.get(desc_at..desc_end)?,
+            desc_at,
+        };
+        at = desc_end.checked_next_multiple_of(align)?;
+        Some(note)
+    })
 }
 
 /// Reads `count` structures, fewer at the end of the file; `None` if there is not one of them.

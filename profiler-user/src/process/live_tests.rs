@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use profiler_common::span::SpanSlot;
+use profiler_common::span::{SpanSlot, SpanSlots};
 use prost::Message as _;
 use tempfile::TempDir;
 
@@ -226,7 +226,7 @@ fn context(service: &str, tp_offset: Option<i64>) -> Vec<u8> {
 }
 
 fn set(pid: Pid, tp_offset: i64) -> ControlFact {
-    ControlFact::SetSlot { pid, slot: SpanSlot { tp_offset } }
+    ControlFact::SetSlots { pid, slots: SpanSlots::one(SpanSlot::at_thread_pointer(tp_offset)) }
 }
 
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {

@@ -36,13 +36,14 @@ mod vdso;
 mod view;
 
 pub use elf_file::{BuildId, ElfFile, ElfId};
+pub use elf_reader::SpanNote;
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
-pub use span_slot::span_slot_of_file;
+pub use span_slot::{span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
 pub use table_stats::TableStats;
 pub use view::{Process, Unreadable};

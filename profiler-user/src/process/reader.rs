@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use profiler_common::span::SpanSlot;
+use profiler_common::span::SpanSlots;
 
 use super::maps::{ContextMapping, EntryName, Maps};
 use super::proc_fs::{Proc, ProcessDir, ProcessStat};
@@ -47,7 +47,7 @@ struct Identity {
 pub(super) struct Looked {
     pub(super) process: Arc<Process>,
     pub(super) facts: Facts,
-    pub(super) slot: Option<(SpanSlot, SlotSource)>,
+    pub(super) slots: Option<(SpanSlots, SlotSource)>,
 }
 
 /// What reading the mappings gave.
@@ -139,7 +139,7 @@ impl Reader {
         };
         let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
         let context = read_context(&dir, &contexts, known_context, stats);
-        let slot = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
+        let slots = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
         // A run time begins to write when it makes code, so that each look may find a file.
         let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);
         let known_jit = known.and_then(|(process, _)| process.jit);
@@ -175,7 +175,7 @@ impl Reader {
             context,
             identity,
         };
-        Ok(Looked { process, facts, slot })
+        Ok(Looked { process, facts, slots })
     }
 
     fn kernel_thread(&self, pid: Pid, stat: &ProcessStat) -> Looked {
@@ -196,7 +196,7 @@ impl Reader {
             context: None,
             identity: Identity { name, main_elf: None, told: None },
         };
-        Looked { process: Arc::new(process), facts, slot: None }
+        Looked { process: Arc::new(process), facts, slots: None }
     }
 
     fn snapshot(

@@ -6,9 +6,9 @@
 
 use std::{collections::HashMap, fs::File};
 
-use profiler_common::span::{SpanSlot, THREAD_CONTEXT_SYMBOL};
+use profiler_common::span::{SpanSlot, SpanSlots, THREAD_CONTEXT_SYMBOL};
 
-use super::elf_reader::ElfReader;
+use super::elf_reader::{ElfReader, SpanNote};
 use super::process_context::{ProcessContext, Schema};
 use super::{ElfId, ElfRegistry};
 
@@ -29,6 +29,12 @@ pub fn span_slot_of_file(file: &File) -> Option<i64> {
     ElfReader::open(file)?.tls_offset(THREAD_CONTEXT_SYMBOL)
 }
 
+/// What span-marker's note in this file says.
+#[must_use]
+pub fn span_note_of_file(file: &File) -> Option<SpanNote> {
+    ElfReader::open(file)?.span_note()
+}
+
 /// Finds slots; remembers what each executable says.
 #[derive(Debug, Default)]
 pub(super) struct SlotFinder {
@@ -42,11 +48,14 @@ impl SlotFinder {
         context: Option<&ProcessContext>,
         main_elf: Option<ElfId>,
         elfs: &ElfRegistry,
-    ) -> Option<(SpanSlot, SlotSource)> {
+    ) -> Option<(SpanSlots, SlotSource)> {
         if let Some(context) = context {
             match (context.schema, context.tp_offset) {
                 (Schema::ThreadContext, Some(tp_offset)) => {
-                    return Some((SpanSlot { tp_offset }, SlotSource::Context));
+                    return Some((
+                        SpanSlots::one(SpanSlot::at_thread_pointer(tp_offset)),
+                        SlotSource::Context,
+                    ));
                 }
                 // Its records are not those that are read.
                 (Schema::Other, _) => return None,
@@ -54,7 +63,7 @@ impl SlotFinder {
             }
         }
         let tp_offset = self.of_executable(main_elf?, elfs)?;
-        Some((SpanSlot { tp_offset }, SlotSource::DynamicSymbol))
+        Some((SpanSlots::one(SpanSlot::at_thread_pointer(tp_offset)), SlotSource::DynamicSymbol))
     }
 
     fn of_executable(&mut self, id: ElfId, elfs: &ElfRegistry) -> Option<i64> {

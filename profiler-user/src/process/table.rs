@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use profiler_common::span::SpanSlot;
+use profiler_common::span::SpanSlots;
 
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
@@ -71,11 +71,11 @@ impl Default for TableLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ControlFact {
     /// The threads of the process keep the pointer to their span record here.
-    SetSlot {
+    SetSlots {
         /// The process.
         pid: Pid,
         /// Where.
-        slot: SpanSlot,
+        slots: SpanSlots,
     },
     /// The process, which had a slot, has none.
     ClearSlot {
@@ -108,7 +108,7 @@ pub struct ProcessTable {
     pub(super) rescan: Rescan,
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
-    pub(super) control: BTreeMap<Pid, Option<SpanSlot>>,
+    pub(super) control: BTreeMap<Pid, Option<SpanSlots>>,
     /// Processes that have other mappings since those were asked for last.
     pub(super) mappings_changed: BTreeMap<Pid, Option<Arc<MappingSnapshot>>>,
     /// Processes that were seen to be gone since the BPF programs were told last.
@@ -141,7 +141,7 @@ pub(super) struct Entry {
     /// It was seen to be gone.
     pub(super) gone: bool,
     pub(super) backoff: Backoff,
-    pub(super) slot: Option<SpanSlot>,
+    pub(super) slots: Option<SpanSlots>,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
@@ -282,7 +282,7 @@ impl ProcessTable {
     pub fn take_control(&mut self) -> Vec<ControlFact> {
         let facts = std::mem::take(&mut self.control).into_iter();
         let slots = facts.map(|(pid, slot)| match slot {
-            Some(slot) => ControlFact::SetSlot { pid, slot },
+            Some(slots) => ControlFact::SetSlots { pid, slots },
             None => ControlFact::ClearSlot { pid },
         });
         let gone = self.gone.drain(..).map(|pid| ControlFact::Gone { pid });
@@ -388,7 +388,7 @@ impl ProcessTable {
                 exited_at: None,
                 gone: false,
                 backoff: Backoff::default(),
-                slot: None,
+                slots: None,
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
@@ -408,7 +408,7 @@ impl ProcessTable {
     }
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
-        if self.processes.get_mut(&pid).and_then(|entry| entry.slot.take()).is_some() {
+        if self.processes.get_mut(&pid).and_then(|entry| entry.slots.take()).is_some() {
             self.control.insert(pid, None);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use profiler_common::span::SpanSlot;
+use profiler_common::span::SpanSlots;
 
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
@@ -205,7 +205,7 @@ impl ProcessTable {
 
     fn apply(&mut self, pid: Pid, looked: Looked) -> Option<SlotSource> {
         let now = self.now;
-        let Looked { process, facts, slot } = looked;
+        let Looked { process, facts, slots } = looked;
         let entry = self.entry(pid);
         let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
         let last_read = std::mem::replace(&mut entry.read_at, now);
@@ -242,20 +242,24 @@ impl ProcessTable {
                 self.image_changed(pid);
             }
         }
-        self.set_slot(pid, slot)
+        self.set_slots(pid, slots)
     }
 
-    fn set_slot(&mut self, pid: Pid, slot: Option<(SpanSlot, SlotSource)>) -> Option<SlotSource> {
+    fn set_slots(
+        &mut self,
+        pid: Pid,
+        slots: Option<(SpanSlots, SlotSource)>,
+    ) -> Option<SlotSource> {
         let entry = self.processes.get_mut(&pid)?;
         // A copy has its parent's pointer to a record, but works on no span of its parent's: it
         // publishes again when it has a process context of its own (OTEP 4719).
         let own = |source| source == SlotSource::Context || !entry.is_copy;
-        let Some((slot, source)) = slot.filter(|(_, source)| own(*source)) else {
+        let Some((slots, source)) = slots.filter(|(_, source)| own(*source)) else {
             self.clear_slot(pid);
             return None;
         };
-        if entry.slot.replace(slot) != Some(slot) {
-            self.control.insert(pid, Some(slot));
+        if entry.slots.replace(slots) != Some(slots) {
+            self.control.insert(pid, Some(slots));
             match source {
                 SlotSource::Context => self.stats.slots_by_context += 1,
                 SlotSource::DynamicSymbol => self.stats.slots_by_dynamic_symbol += 1,

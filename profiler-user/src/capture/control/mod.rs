@@ -3,13 +3,13 @@
 pub mod unwind_maps;
 
 use aya::maps::{HashMap, MapData, MapError};
-use profiler_common::span::SpanSlot;
+use profiler_common::span::SpanSlots;
 
 use crate::decode::Pid;
 
 /// Writes what user space found out of processes.
 pub struct Control {
-    slots: HashMap<MapData, u32, SpanSlot>,
+    slots: HashMap<MapData, u32, SpanSlots>,
     targets: HashMap<MapData, u32, u32>,
     /// Processes that are no target are not sampled.
     targets_only: bool,
@@ -28,7 +28,7 @@ pub struct ControlError {
 
 impl Control {
     pub(super) fn new(
-        slots: HashMap<MapData, u32, SpanSlot>,
+        slots: HashMap<MapData, u32, SpanSlots>,
         targets: HashMap<MapData, u32, u32>,
         targets_only: bool,
     ) -> Self {
@@ -40,8 +40,8 @@ impl Control {
     /// # Errors
     ///
     /// The map is full.
-    pub fn set_slot(&mut self, pid: Pid, slot: SpanSlot) -> Result<(), ControlError> {
-        self.slots.insert(pid.0, slot, 0).map_err(|error| control_error(pid, error))
+    pub fn set_slots(&mut self, pid: Pid, slots: SpanSlots) -> Result<(), ControlError> {
+        self.slots.insert(pid.0, slots, 0).map_err(|error| control_error(pid, error))
     }
 
     /// The process publishes no spans.
