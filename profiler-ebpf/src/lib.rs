@@ -9,4 +9,5 @@ pub mod bounded;
 pub mod lookup;
 pub mod machine;
 pub mod span_record;
+pub mod span_slot;
 pub mod unwind;

@@ -225,4 +225,9 @@ pub enum ProcessEventKind {
         /// The code.
         address: Addr,
     },
+    /// It has said where its threads keep their span, and the kernel side knows it.
+    SpanSlot {
+        /// Distance in bytes from the thread pointer.
+        tp_offset: i64,
+    },
 }

@@ -116,6 +116,7 @@ pub async fn record(
             sampler: config.sampler,
             reuse: config.reuse,
             unwind_memory_max: config.unwind_memory_max,
+            hook_probe: config.hook_probe,
         },
         scope: config.outputs.span_scope,
         window: None,
@@ -191,7 +192,7 @@ fn finish(
     counters: &Counters,
     stats: &Stats,
 ) -> Result<Finished, RecordError> {
-    let Collected { window, process, unwind } = collected;
+    let Collected { window, process, hooks, unwind } = collected;
     let mut symbolizer =
         Symbolizer::new(SymbolizerConfig::new(config.inline)).with_perf_maps(perf_maps);
     let names = outputs::names(&mut symbolizer, &window, elfs);
@@ -225,6 +226,7 @@ fn finish(
     stats.add(count, window.samples() - no_value);
     let books = Books::new(kernel, stats, 0)
         .with("process", &process)
+        .with("hooks", &hooks)
         .with("unwind", &unwind)
         .with("symbolize", &symbolizer.stats())
         .with("sampler", &counters.cost()?)

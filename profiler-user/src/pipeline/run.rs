@@ -19,7 +19,7 @@ use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError, join};
 use super::unwinding::UnwindStats;
 use crate::aggregate::{Group, Window};
-use crate::capture::Counters;
+use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
 use crate::encode::{AdmittedNames, EncodeOptions, Encoded, encode, split_by_span_name};
 use crate::export::file::{FileError, check_writable, write_atomically};
@@ -93,6 +93,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         counters,
         stats,
         process: TableStats::default(),
+        hooks: HookStats::default(),
         unwind: UnwindStats::default(),
         stopping: Arc::clone(&stopping),
     };
@@ -136,6 +137,7 @@ struct Finisher {
     counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
+    hooks: HookStats,
     unwind: UnwindStats,
     /// The span names of each service that are a series of their own, if any are.
     span_names: Option<AdmittedNames>,
@@ -145,8 +147,9 @@ struct Finisher {
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
-        for Collected { window, process, unwind } in windows {
+        for Collected { window, process, hooks, unwind } in windows {
             self.process = process;
+            self.hooks = hooks;
             self.unwind = unwind;
             if self.stopping.load(Ordering::Relaxed) {
                 self.symbolizer.set_window_budget(LAST_NAMES);
@@ -199,6 +202,7 @@ impl Finisher {
         let symbolize: SymbolizeStats = self.symbolizer.stats();
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("process", &self.process)
+            .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)
             .with("symbolize", &symbolize)
             .with("sampler", &self.counters.cost()?)

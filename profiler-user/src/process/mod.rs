@@ -13,6 +13,8 @@ mod elf_reader;
 mod elf_registry;
 #[cfg(test)]
 mod fake_proc;
+mod hook_files;
+mod hooked;
 mod images;
 mod looks;
 mod mapped_file;
@@ -38,6 +40,7 @@ mod view;
 pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_reader::SpanNote;
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
+pub use hook_files::HookFact;
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
@@ -45,9 +48,11 @@ pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use span_slot::{span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
-pub use table_stats::TableStats;
+pub use table_stats::{SlotDelays, TableStats};
 pub use view::{Process, Unreadable};
 
+#[cfg(test)]
+mod hook_tests;
 #[cfg(test)]
 mod live_tests;
 #[cfg(test)]

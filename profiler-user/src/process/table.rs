@@ -16,6 +16,7 @@ use std::{
 
 use profiler_common::span::SpanSlots;
 
+use super::hooked::Hooked;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
@@ -104,7 +105,7 @@ pub struct ProcessTable {
     pub(super) mappings: usize,
     pub(super) looks: Looks,
     pub(super) look_allowance: Allowance,
-    read_allowance: Allowance,
+    pub(super) read_allowance: Allowance,
     pub(super) rescan: Rescan,
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
@@ -141,7 +142,12 @@ pub(super) struct Entry {
     /// It was seen to be gone.
     pub(super) gone: bool,
     pub(super) backoff: Backoff,
+    /// What the kernel side was told, or has told.
     pub(super) slots: Option<SpanSlots>,
+    /// What it has said itself by span-marker's hook: the kernel side knows it.
+    pub(super) hooked: Option<Hooked>,
+    /// When its program started, until a slot of it was found; `None` if that was before this table.
+    pub(super) without_slot_since: Option<BootTime>,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
@@ -223,6 +229,7 @@ impl ProcessTable {
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
             ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
+            ProcessEventKind::SpanSlot { tp_offset } => self.on_span_slot(pid, at, tp_offset),
         }
     }
 
@@ -308,6 +315,8 @@ impl ProcessTable {
         let generation = self.next_generation();
         let entry = self.entry(pid);
         entry.state = State::Unread;
+        entry.hooked = None;
+        entry.without_slot_since = Some(at);
         entry.is_copy = false;
         entry.exited_at = None;
         entry.gone = false;
@@ -327,6 +336,8 @@ impl ProcessTable {
         let inherited = self.view(parent, at).map(|parent| Arc::new(parent.child(pid)));
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.hooked = None;
+        entry.without_slot_since = Some(at);
         entry.is_copy = true;
         entry.exited_at = None;
         entry.gone = false;
@@ -389,6 +400,8 @@ impl ProcessTable {
                 gone: false,
                 backoff: Backoff::default(),
                 slots: None,
+                hooked: None,
+                without_slot_since: None,
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,

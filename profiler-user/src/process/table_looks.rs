@@ -71,6 +71,10 @@ impl ProcessTable {
                 let source = self.look(look.pid, ReadMaps::Always);
                 source == Some(SlotSource::Context)
             }
+            Purpose::Hooked => {
+                self.look(look.pid, ReadMaps::Always);
+                true
+            }
             Purpose::Exit => self.check_exit(look.pid),
         };
         if done {
@@ -230,8 +234,10 @@ impl ProcessTable {
                 self.stats.pids_reused += 1;
                 self.clear_slot(pid);
                 let generation = self.next_generation();
-                self.entry(pid).generation = generation;
                 let started = BootTime(process.start_time.saturating_mul(TICK));
+                let entry = self.entry(pid);
+                entry.generation = generation;
+                entry.hooked = entry.hooked.filter(|hooked| hooked.at >= started);
                 self.push_image(pid, started.max(last_read).min(now), process);
             }
             // The mappings changed some time after the last read.
@@ -254,18 +260,25 @@ impl ProcessTable {
         // A copy has its parent's pointer to a record, but works on no span of its parent's: it
         // publishes again when it has a process context of its own (OTEP 4719).
         let own = |source| source == SlotSource::Context || !entry.is_copy;
-        let Some((slots, source)) = slots.filter(|(_, source)| own(*source)) else {
+        let read = slots.filter(|(_, source)| own(*source));
+        let source = read.map(|(_, source)| source);
+        let Some(slots) = entry.with_hooked(read.map(|(slots, _)| slots)) else {
             self.clear_slot(pid);
             return None;
         };
         if entry.slots.replace(slots) != Some(slots) {
+            if let Some(start) = entry.without_slot_since.take() {
+                self.stats.slots_by_look_after.add(self.now.0.saturating_sub(start.0));
+            }
             self.control.insert(pid, Some(slots));
             match source {
-                SlotSource::Context => self.stats.slots_by_context += 1,
-                SlotSource::DynamicSymbol => self.stats.slots_by_dynamic_symbol += 1,
+                Some(SlotSource::Context) => self.stats.slots_by_context += 1,
+                Some(SlotSource::DynamicSymbol) => self.stats.slots_by_dynamic_symbol += 1,
+                // What it has said itself is counted where it says so.
+                None => {}
             }
         }
-        Some(source)
+        source
     }
 
     fn note_unreadable(&mut self, pid: Pid, reason: Unreadable) {
