@@ -16,7 +16,7 @@ use spanprof_tests::profile::Folded;
 use spanprof_tests::span_writer::{CHILD, OUTSIDE, ROOT, SERVICE};
 use spanprof_tests::spanprof::{Books, STATS, Spanprof};
 use spanprof_tests::virtual_machine::guest::{
-    FAILED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
+    FAILED, HOOKED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
 };
 use spanprof_tests::workload::{Workload, wait_until};
 
@@ -36,6 +36,10 @@ fn case(mode: &'static str, chain: &[&'static str]) -> Case {
 
 /// How much each uses while it is sampled, in hundredths of a second.
 const CPU_TICKS: u64 = 300;
+
+/// How many processes of a known binary are started, and how long each works, in milliseconds.
+const COPIES: &str = "10";
+const COPY_MS: &str = "300";
 
 /// A tenth of what a verifier looks at (`BPF_COMPLEXITY_LIMIT_INSNS`), which newer ones use up faster.
 const VERIFIED_MAX: u64 = 100_000;
@@ -88,11 +92,13 @@ fn run() -> Result<()> {
         fs::hard_link(program, &named)?;
         at_work.push(Workload::start(Command::new(named).args([mode, "0"]))?);
     }
+    let known = Workload::start(Command::new(HOOKED).args(["copies", COPIES, COPY_MS]))?;
     // An emulated CPU takes long enough to verify programs when nothing else runs.
     at_work.iter().try_for_each(|workload| workload.signal(Signal::STOP))?;
     let spanprof = Spanprof::new(SPANPROF.into())?;
     // Emulated, it would take too long to make tables of itself.
-    let pids = at_work.iter().map(|workload| format!("--pid={}", workload.pid()));
+    let pids = at_work.iter().chain([&known]);
+    let pids = pids.map(|workload| format!("--pid={}", workload.pid()));
     let pids: Vec<String> = pids.collect();
     let options = ["record", "--stats", STATS, "-F", "199", "-o", "p.folded"];
     let options = options.into_iter().chain(pids.iter().map(String::as_str));
@@ -108,6 +114,8 @@ fn run() -> Result<()> {
     let enough = first.cpu_ticks()? + CPU_TICKS;
     wait_until("enough samples", || Ok(first.cpu_ticks()? >= enough))?;
     at_work.into_iter().try_for_each(|workload| workload.end().map(drop))?;
+    // Its file has a probe by now: that was told when sampling began.
+    known.end()?;
     recording.signal(Signal::INT)?;
     recording.finish()?.succeeded()?;
     let books = spanprof.books()?;
@@ -119,6 +127,7 @@ fn run() -> Result<()> {
     }
     profile.check_too_deep().context(TOO_DEEP)?;
     profile.check_early()?;
+    profile.check_hooked()?;
     profile.check_spans().with_context(|| format!("{SERVICE}: {:#?}", profile.stacks_of(SERVICE)))
 }
 
@@ -211,6 +220,21 @@ impl Profile {
         let counted = pending + self.books.kernel("user_stack_unknown_process");
         println!("guest: {early} of {all} not complete, {counted} before there were tables");
         ensure!(early * 1000 <= counted * 1000 + all * 5, "{early} of {all}, {counted} early");
+        Ok(())
+    }
+
+    /// What only its hook tells is labelled from the start.
+    fn check_hooked(&self) -> Result<()> {
+        let stacks = self.of("hooked");
+        let here = stacks.iter().filter(|stack| stack.frames.iter().any(|it| it == "in_span"));
+        let (labelled, not): (Vec<&Folded>, _) =
+            here.copied().partition(|stack| stack.span != "(no span)");
+        let (labelled, not) = (sum(labelled), sum(not));
+        let by = self.books.of_hooks("probed_by");
+        println!("guest: hooked by {by}: {labelled} labelled, {not} not");
+        let heard = self.books.kernel("hook_taken");
+        ensure!(heard.to_string() == COPIES, "{heard} were heard");
+        ensure!(labelled >= 100 && not * 20 <= labelled, "{labelled} labelled, {not} not");
         Ok(())
     }
 
