@@ -182,6 +182,15 @@ pub struct SpanRecord {
     pub attributes: Vec<(u8, Arc<str>)>,
 }
 
+impl SpanRecord {
+    /// Whether its trace is kept, as far as was known when the span began (W3C trace flag
+    /// `sampled`).
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.trace_flags & 1 != 0
+    }
+}
+
 /// Why a sample has no span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoSpan {

@@ -57,7 +57,7 @@ pub(super) struct Line<'a> {
     pub(super) line: u32,
 }
 
-pub(super) type Labels<'a> = Vec<(&'static str, Cow<'a, str>)>;
+pub(super) type Labels<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Sample {
@@ -247,6 +247,12 @@ fn labels_of<'a>(
         if let (true, Some(name)) = (options.span_name, &span.name) {
             labels.push(("span_name", clip(name, LABEL_BYTES_MAX)));
         }
+        labels.extend(
+            span.attributes
+                .iter()
+                .filter(|_| options.span_attributes)
+                .map(|attribute| (&*attribute.label, clip(&attribute.value, LABEL_BYTES_MAX))),
+        );
         if options.trace_id {
             labels.push(("trace_id", Cow::Owned(span.trace_id.to_string())));
         }

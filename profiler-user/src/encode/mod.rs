@@ -18,6 +18,7 @@
 //! - `period_type` is `cpu/nanoseconds` and `period` is the window's; `default_sample_type` is not
 //!   set: Pyroscope does not renumber it when it prunes the string table.
 
+mod admitted;
 mod content;
 mod options;
 mod part;
@@ -35,8 +36,9 @@ use std::ops::ControlFlow;
 
 use flate2::{Compression, GzBuilder};
 
+pub use admitted::{AdmittedValues, OTHER, cap_attributes};
 pub use options::{EncodeOptions, Limits, SampleTypes};
-pub use split::{AdmittedNames, OTHER_SPANS, split_by_span_name};
+pub use split::split_by_span_name;
 pub use validate::{Invalid, Totals, validate};
 
 use crate::aggregate::{Group, Window};

@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::counted::{aggregate, count_span};
 use super::unwinding::{Fact, UnwindStats, Unwinding};
 use crate::aggregate::{Aggregator, Window};
-use crate::attribute::{Location, SpanScope, attribute};
+use crate::attribute::{Location, SpanPolicy, attribute};
 use crate::capture::{Batch, Capture, Control, Next, RecordKind};
 use crate::clock::{boot_now, unix_now};
-use crate::decode::{self, BootTime, Frame, NoSpan, UserStack};
+use crate::decode::{self, BootTime, Frame, UserStack};
 use crate::export::file::AtomicFile;
 use crate::process::{ControlFact, ElfId, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
@@ -58,7 +59,7 @@ pub struct Collector {
     /// Files that samples were in since the last time that was told.
     pub used: UsedFiles,
     /// Which span a sample is charged to.
-    pub scope: SpanScope,
+    pub spans: SpanPolicy,
     /// The books.
     pub stats: Arc<Stats>,
     /// How much CPU time one sample stands for.
@@ -170,9 +171,7 @@ impl Collector {
                 Frame::Kernel(_) => None,
             })
             .collect();
-        if sample.span == Err(NoSpan::ZeroIds) {
-            self.stats.add(Count::SpanIdsZero, 1);
-        }
+        count_span(&sample, &self.stats);
         self.table.refresh(sample.pid, sample.at, &addresses);
         let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
             Some((process, stale)) => (Arc::clone(process), stale),
@@ -188,16 +187,12 @@ impl Collector {
         } else {
             self.record(record, &process);
         }
-        let attributed = attribute(&sample, &process, self.scope);
+        let attributed = attribute(&sample, &process, &self.spans);
         self.used.files.extend(attributed.stack.iter().filter_map(|location| match location {
             Location::Elf { elf, .. } => Some(*elf),
             _ => None,
         }));
-        let count = match self.aggregator.add(attributed) {
-            Ok(()) => Count::SamplesAggregated,
-            Err(_full) => Count::LostWindowFull,
-        };
-        self.stats.add(count, 1);
+        aggregate(attributed, &mut self.aggregator, &self.stats);
     }
 
     fn record(&mut self, record: &[u8], process: &Arc<Process>) {
