@@ -135,7 +135,7 @@ fn walks_of(raw: &Path) -> Vec<Walk> {
         match recorded {
             Recorded::Sample { record, process } => {
                 let sample = decode::sample(record).unwrap();
-                let stack = attribute(&sample, process, SpanScope::Active).stack;
+                let stack = attribute(&sample, process, &SpanScope::Active.into()).stack;
                 taken.push((sample, stack));
             }
             Recorded::End(_) => {}
