@@ -4,11 +4,12 @@
 mod tests {
     use std::fs;
     use std::process::Command;
+    use std::time::Duration;
 
     use profiler_common::sample::{SPAN_NONE, SPAN_READ, SampleHeader};
     use spanprof_tests::recorded_file::{chunks_of, records_of};
     use spanprof_tests::require;
-    use spanprof_tests::spanprof::Spanprof;
+    use spanprof_tests::spanprof::{STATS, Spanprof};
     use spanprof_tests::switches::{Active, Truth};
     use spanprof_tests::workload::Workload;
     use zerocopy::FromBytes as _;
@@ -34,8 +35,11 @@ mod tests {
         let mut command = Command::new(env!("CARGO_BIN_EXE_switches"));
         let workload = Workload::start(command.args([THREADS, WORKERS]).arg(&truth)).unwrap();
         let pid = workload.pid().to_string();
-        let arguments = ["-F", "997", "-d", "60s", "-p", &pid, "--raw", "host.raw"];
-        let (_, books) = spanprof.record(&arguments).unwrap();
+        let options = ["-F", "997", "-d", "60s", "-p", &pid];
+        let arguments = [&["record", "--stats", STATS, "--raw", "host.raw"], &options[..]].concat();
+        let recording = spanprof.start(&arguments).unwrap();
+        recording.finish_within(Duration::from_secs(180)).unwrap().succeeded().unwrap();
+        let books = spanprof.books().unwrap();
         workload.end().unwrap();
 
         let truth = Truth::read(&fs::read(truth).unwrap());
@@ -65,8 +69,8 @@ mod tests {
         );
         assert!(wrong.is_empty(), "{} wrong, {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
         assert!(labelled >= 0.99, "{labelled}");
-        // Two CPUs or more for a minute; and the threads do nothing else.
-        assert!(right >= 50_000 && unknown < right / 50, "{right} {unknown}");
+        // A minute of two CPUs, if nobody else has them; and the threads do nothing else.
+        assert!(right >= 15_000 && unknown < right / 50, "{right} {unknown}");
         assert_eq!(books.samples("lost_malformed"), 0);
     }
 }
