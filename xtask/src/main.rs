@@ -45,6 +45,9 @@ struct Arguments {
 enum Measured {
     /// Stack walks, as ratios to everything else that a sample is; about five minutes.
     Unwind,
+    /// The example service's requests a second, with and without span-marker and the profiler; about
+    /// five minutes.
+    Service,
 }
 
 #[derive(Subcommand)]
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Command::Bench { what: Some(Measured::Unwind), vs } => {
             bench::unwind::command(vs.as_deref())
         }
+        Command::Bench { what: Some(Measured::Service), .. } => bench::service::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),
         Command::Tidy => tidy::run(),
