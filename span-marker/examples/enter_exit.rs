@@ -2,7 +2,6 @@
 //! rounds.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use opentelemetry::Context;
 use opentelemetry::trace::{
@@ -66,7 +65,7 @@ fn main() {
         black_box(());
     });
     let record = SpanIds { trace_id: [1; 16], span_id: [2; 8], trace_flags: 1 };
-    let record = Arc::new(Record::builder(record).name("enter_exit").build());
+    let record = Record::builder(record).name("enter_exit").build();
     let enter_exit = measure(|| drop(black_box(span_marker::enter(black_box(&record)))));
 
     let plain = context(3);
