@@ -20,6 +20,11 @@
 //! # }
 //! ```
 //!
+//! # With `tracing` alone
+//!
+//! With the feature `tracing` there is a layer for services without opentelemetry: see
+//! `span_marker::tracing`.
+//!
 //! # By hand
 //!
 //! ```
@@ -82,22 +87,29 @@
 //! The first record that a process builds publishes the process context, if [`init`] has not; so does
 //! the first one of a child after `fork`. `SPAN_MARKER_DISABLE=1` in the environment switches
 //! everything off: records are built as invalid, and no process context is published.
+//! `SPAN_MARKER_DEBUG=1` has each process say in one line how it is found: see [`diagnose()`].
 
 pub mod abi;
+mod diagnose;
 mod future;
 mod keys;
 mod note;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
+mod own_elf;
 mod process_context;
 mod record;
 mod slot;
 mod static_tls;
 mod stats;
 mod thread;
+#[cfg(feature = "tracing")]
+pub mod tracing;
 
+pub use diagnose::{Diagnosis, diagnose};
 pub use future::{MarkFuture, Marked};
 pub use keys::{ATTRIBUTE_KEY_MAX, KeyError, register_key};
+pub use own_elf::Symbol;
 pub use process_context::{Backing, Config, InitError, InitReport, init, init_with};
 pub use record::{ATTRIBUTE_VALUE_MAX, Record, RecordBuilder, SpanIds};
 pub use stats::{Stats, stats};

@@ -130,6 +130,13 @@ struct Mark {
     key: Cell<u64>,
 }
 
+impl Mark {
+    const fn none() -> Self {
+        let null = ptr::null();
+        Self { record: Cell::new(null), observed: Cell::new(null), key: Cell::new(0) }
+    }
+}
+
 /// Records that were entered, oldest first.
 struct Marks {
     /// One more than the position of the latest mark that is still entered.
@@ -139,12 +146,7 @@ struct Marks {
 
 impl Marks {
     const fn new() -> Self {
-        const NONE: Mark = Mark {
-            record: Cell::new(ptr::null()),
-            observed: Cell::new(ptr::null()),
-            key: Cell::new(0),
-        };
-        Self { len: Cell::new(0), marks: [NONE; DEPTH_MAX] }
+        Self { len: Cell::new(0), marks: [const { Mark::none() }; DEPTH_MAX] }
     }
 
     #[inline]

@@ -18,8 +18,10 @@ use std::{fmt, io};
 
 pub(crate) use identity::Identity;
 pub use mapping::Backing;
+#[cfg(feature = "tracing")]
+pub(crate) use switch::forks;
 
-use crate::{keys, note, static_tls, stats};
+use crate::{diagnose, keys, note, static_tls, stats};
 use mapping::Mapping;
 
 /// What the process says about itself; the environment says the rest.
@@ -180,15 +182,16 @@ fn lock() -> MutexGuard<'static, State> {
 impl State {
     /// Publishes, and from then on records do not ask for it, whether it succeeded or not.
     fn publish(&mut self) -> Result<InitReport, InitError> {
-        if switch::is_disabled() {
-            switch::off();
-            return Err(InitError::Disabled);
+        let disabled = switch::is_disabled();
+        let report = if disabled { Err(InitError::Disabled) } else { self.publish_context() };
+        if !switch::decide(if disabled { switch::State::Off } else { switch::State::On }) {
+            return report;
         }
-        let report = self.publish_context();
-        if switch::on()
-            && let Some(tp_offset) = static_tls::tp_offset()
-        {
+        if !disabled && let Some(tp_offset) = static_tls::tp_offset() {
             note::announce(tp_offset);
+        }
+        if switch::is_set("SPAN_MARKER_DEBUG") {
+            diagnose::tell(&report);
         }
         report
     }

@@ -2,7 +2,7 @@
 //! process, and once more in each forked child.
 
 use std::sync::Once;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Set, and neither `0` nor `false`: nothing is published.
 const DISABLE: &str = "SPAN_MARKER_DISABLE";
@@ -35,20 +35,25 @@ pub(super) fn is_disabled() -> bool {
 }
 
 /// Whether a switch in the environment is on.
-pub(crate) fn is_set(variable: &str) -> bool {
-    std::env::var_os(variable).is_some_and(|value| value != "" && value != "0" && value != "false")
+pub(super) fn is_set(variable: &str) -> bool {
+    let value = std::env::var_os(variable).unwrap_or_default();
+    !["", "0", "false"].iter().any(|off| value == *off)
 }
 
-pub(super) fn off() {
-    STATE.store(State::Off as u8, Ordering::Relaxed);
-}
-
-/// Whether it was not on before, in this process.
-pub(super) fn on() -> bool {
+/// Whether the state was another before, in this process.
+pub(super) fn decide(state: State) -> bool {
     static WATCHED: Once = Once::new();
     WATCHED.call_once(watch_forks);
-    STATE.swap(State::On as u8, Ordering::Relaxed) != State::On as u8
+    STATE.swap(state as u8, Ordering::Relaxed) != state as u8
 }
+
+/// How many forks lead from the program's start to this process.
+#[cfg(feature = "tracing")]
+pub(crate) fn forks() -> u32 {
+    FORKS.load(Ordering::Relaxed)
+}
+
+static FORKS: AtomicU32 = AtomicU32::new(0);
 
 /// A forked child has neither its parent's process context nor is it known to anybody. The C library
 /// runs the function in the child, where it may not do more than this: the child's next record does
@@ -56,11 +61,10 @@ pub(super) fn on() -> bool {
 #[cfg(target_os = "linux")]
 fn watch_forks() {
     unsafe extern "C" fn in_the_child() {
-        if state() == State::On {
-            STATE.store(State::Undecided as u8, Ordering::Relaxed);
-        }
+        STATE.store(State::Undecided as u8, Ordering::Relaxed);
+        FORKS.fetch_add(1, Ordering::Relaxed);
     }
-    // SAFETY: the function stays where it is and only stores to an atomic. Out of memory, it is not
+    // SAFETY: the function stays where it is and only writes to atomics. Out of memory, it is not
     // called, and a child publishes nothing until it calls `init`.
     unsafe { libc::pthread_atfork(None, None, Some(in_the_child)) };
 }
