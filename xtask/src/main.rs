@@ -45,6 +45,8 @@ struct Arguments {
 enum Measured {
     /// Stack walks, as ratios to everything else that a sample is; about five minutes.
     Unwind,
+    /// Entering and leaving spans, beside what other libraries cost; about two minutes.
+    Marker,
 }
 
 #[derive(Subcommand)]
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Command::Bench { what: Some(Measured::Unwind), vs } => {
             bench::unwind::command(vs.as_deref())
         }
+        Command::Bench { what: Some(Measured::Marker), .. } => bench::marker::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),
         Command::Tidy => tidy::run(),
