@@ -48,6 +48,8 @@ enum Measured {
     /// The example service's requests a second, with and without span-marker and the profiler; about
     /// five minutes.
     Service,
+    /// Entering and leaving spans, beside what other libraries cost; about two minutes.
+    Marker,
 }
 
 #[derive(Subcommand)]
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
             bench::unwind::command(vs.as_deref())
         }
         Command::Bench { what: Some(Measured::Service), .. } => bench::service::command(),
+        Command::Bench { what: Some(Measured::Marker), .. } => bench::marker::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),
         Command::Tidy => tidy::run(),
