@@ -51,6 +51,76 @@ pub struct SpanHeader {
 
 const _: () = assert!(size_of::<SpanHeader>() == SPAN_HEADER_LEN);
 
+/// `SpanHeader::valid` of what the BPF program makes of a thread's labels, for user space only:
+/// [`LabelRecord`]. From a process it is as invalid as any other value.
+pub const VALID_FROM_LABELS: u8 = 2;
+
+/// How many labels of a thread are looked at.
+pub const LABELS_MAX: usize = 32;
+
+/// The most bytes of a span's name that are taken from a label.
+pub const LABEL_NAME_MAX: usize = 255;
+
+/// What the BPF program makes of a thread's labels: a thread context record whose ids are zero,
+/// and whose attributes have fixed places. A label that is not there is all zeros. The name, of up
+/// to [`LABEL_NAME_MAX`] bytes, follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LabelRecord {
+    /// `valid` is [`VALID_FROM_LABELS`], the ids are zero.
+    pub header: SpanHeader,
+    /// The label `span_id`: 16 hex digits. What has a byte more is no id.
+    pub span_id: LabelValue<17>,
+    /// The label `trace_id`: 32 hex digits.
+    pub trace_id: LabelValue<33>,
+    /// The label `profile_id`, which Grafana's SDKs had before `span_id`.
+    pub profile_id: LabelValue<17>,
+    /// The key of the last attribute, the label `span_name`.
+    pub name_key: u8,
+    /// Its length in bytes.
+    pub name_len: u8,
+}
+
+/// A label of a fixed place, filled up with zeros.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LabelValue<const LEN: usize> {
+    /// The attribute's key.
+    pub key: u8,
+    /// `LEN`.
+    pub len: u8,
+    /// The label's first bytes.
+    pub value: [u8; LEN],
+}
+
+const _: () =
+    assert!(size_of::<LabelRecord>() + LABEL_NAME_MAX <= SPAN_HEADER_LEN + SPAN_ATTRIBUTES_MAX);
+
+impl LabelRecord {
+    /// Without any label.
+    pub const EMPTY: Self = Self {
+        header: SpanHeader {
+            trace_id: [0; 16],
+            span_id: [0; 8],
+            valid: VALID_FROM_LABELS,
+            // Labels are set for sampled spans only.
+            trace_flags: 1,
+            attributes_len: [0; 2],
+        },
+        span_id: LabelValue::empty(0),
+        trace_id: LabelValue::empty(1),
+        profile_id: LabelValue::empty(2),
+        name_key: 3,
+        name_len: 0,
+    };
+}
+
+impl<const LEN: usize> LabelValue<LEN> {
+    const fn empty(key: u8) -> Self {
+        Self { key, len: LEN as u8, value: [0; LEN] }
+    }
+}
+
 /// How many places a process is looked at for a thread's span: a program and its libraries may each
 /// have one.
 pub const SPAN_SLOTS_MAX: usize = 4;

@@ -216,7 +216,9 @@ fn span_label(span: &SpanRecord, process: &Process, scope: SpanScope) -> SpanLab
         (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
             (root, name(LOCAL_ROOT_SPAN_NAME_KEY))
         }
-        _ => (span.span_id, name(SPAN_NAME_KEY)),
+        _ => {
+            (span.span_id, span.label_name.as_ref().map(printable).or_else(|| name(SPAN_NAME_KEY)))
+        }
     };
     SpanLabel { trace_id: span.trace_id, span_id, name }
 }
@@ -372,6 +374,7 @@ mod tests {
         sample.span = Ok(SpanRecord {
             trace_id: TraceId([1; 16]),
             span_id: SpanId([2; 8]),
+            label_name: None,
             trace_flags: 1,
             attributes: attributes.iter().map(|&(key, text)| (key, Arc::from(text))).collect(),
         });

@@ -44,6 +44,8 @@ counts! {
     LostMalformed => "lost_malformed",
     /// Samples whose span record has ids of zero: no span. They are not lost.
     SpanIdsZero => "span_ids_zero",
+    /// Samples whose thread has labels with an id that is none: no span. They are not lost.
+    SpanLabelsMalformed => "span_labels_malformed",
     /// Samples whose user stack was walked with the mappings of a program that did not run any
     /// more: only the first frame is kept. They are not lost.
     UserStackStale => "user_stack_stale",

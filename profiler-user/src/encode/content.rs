@@ -5,6 +5,7 @@ use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
 
 use crate::aggregate::Group;
 use crate::attribute::{Location, SpanLabel, Unresolved};
+use crate::decode::TraceId;
 use crate::process::{BuildId, ElfId};
 use crate::symbolize::{NamedFrame, Names};
 
@@ -247,7 +248,7 @@ fn labels_of<'a>(
         if let (true, Some(name)) = (options.span_name, &span.name) {
             labels.push(("span_name", clip(name, LABEL_BYTES_MAX)));
         }
-        if options.trace_id {
+        if options.trace_id && span.trace_id != TraceId::UNKNOWN {
             labels.push(("trace_id", Cow::Owned(span.trace_id.to_string())));
         }
     }

@@ -170,8 +170,10 @@ impl Collector {
                 Frame::Kernel(_) => None,
             })
             .collect();
-        if sample.span == Err(NoSpan::ZeroIds) {
-            self.stats.add(Count::SpanIdsZero, 1);
+        match sample.span {
+            Err(NoSpan::ZeroIds) => self.stats.add(Count::SpanIdsZero, 1),
+            Err(NoSpan::LabelsMalformed) => self.stats.add(Count::SpanLabelsMalformed, 1),
+            _ => {}
         }
         self.table.refresh(sample.pid, sample.at, &addresses);
         let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
