@@ -125,6 +125,12 @@ impl<const LEN: usize> LabelValue<LEN> {
 /// have one.
 pub const SPAN_SLOTS_MAX: usize = 4;
 
+/// `SpanSlot::dtv_entry_shift` of glibc, whose entries are a pointer to a thread's block, and one to
+/// what is to be freed.
+pub const GLIBC_DTV_ENTRY_SHIFT: u8 = 4;
+/// `SpanSlot::dtv_entry_shift` of musl.
+pub const MUSL_DTV_ENTRY_SHIFT: u8 = 3;
+
 /// `SpanSlot::format`: there is no slot here, nor behind.
 pub const SLOT_EMPTY: u8 = 0;
 /// `SpanSlot::format`: a pointer to a thread context record ([`SpanHeader`]).
@@ -154,7 +160,7 @@ pub struct SpanSlot {
     pub module: u32,
     /// Distance in bytes from the thread pointer to the pointer to the DTV.
     pub dtv_offset: i16,
-    /// A DTV entry is `1 << dtv_entry_shift` bytes: 4 for glibc, 3 for musl.
+    /// A DTV entry is `1 << dtv_entry_shift` bytes: one of `*_DTV_ENTRY_SHIFT`.
     pub dtv_entry_shift: u8,
     /// One of `SLOT_*`.
     pub format: u8,
