@@ -5,6 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The thread-local symbol that points to the active record (OTEP 4947, "Thread Local Variable").
 pub const THREAD_CONTEXT_SYMBOL: &str = "otel_thread_ctx_v1";
 
+/// The thread-local symbol that points to the label set of custom-labels v1.
+pub const CUSTOM_LABELS_SYMBOL: &str = "custom_labels_current_set";
+
 /// The process-context attribute that names the thread record's schema.
 pub const SCHEMA_VERSION_KEY: &str = "threadlocal.schema_version";
 
@@ -113,10 +116,26 @@ impl LabelRecord {
         name_key: 3,
         name_len: 0,
     };
+
+    /// [`Self::EMPTY`] as words, with zeros behind it.
+    pub const EMPTY_WORDS: [u64; LABEL_RECORD_WORDS] = {
+        let bytes: [u8; size_of::<Self>()] = zerocopy::transmute!(Self::EMPTY);
+        let mut words = [[0; 8]; LABEL_RECORD_WORDS];
+        let mut at = 0;
+        while at < bytes.len() {
+            words[at / 8][at % 8] = bytes[at];
+            at += 1;
+        }
+        zerocopy::transmute!(words)
+    };
 }
+
+/// The words that a [`LabelRecord`] without a name fills.
+pub const LABEL_RECORD_WORDS: usize = size_of::<LabelRecord>().div_ceil(8);
 
 impl<const LEN: usize> LabelValue<LEN> {
     const fn empty(key: u8) -> Self {
+        const { assert!(LEN <= u8::MAX as usize) };
         Self { key, len: LEN as u8, value: [0; LEN] }
     }
 }

@@ -18,6 +18,7 @@ use profiler_common::{
 };
 use profiler_ebpf::lookup::MappingSegment;
 
+use crate::labels::Labels;
 use crate::registers::REGISTERS;
 use crate::reuse::Remembered;
 use crate::span::Found;
@@ -113,6 +114,8 @@ pub(crate) struct Scratch {
     pub(crate) window: [u64; WINDOW_WORDS],
     /// The thread's span, as far as it was found.
     pub(crate) span: Found,
+    /// Where the reading of its labels stands.
+    pub(crate) labels: Labels,
 }
 
 /// Words of the stack that are copied at a time: 2 KiB. A copy costs little more than a read of one

@@ -1,4 +1,5 @@
-//! The thread's span: which of the process's slots has one, and a copy of its OTEP 4947 record.
+//! The thread's span: which of the process's slots has one, and a copy of its OTEP 4947 record, or
+//! of its labels.
 //!
 //! All slots are probed in one loop, which reads little; what was found is copied behind it, once.
 
@@ -10,13 +11,15 @@ use aya_log_ebpf::debug;
 use profiler_common::{
     counter,
     sample::{SPAN_INVALID, SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE},
-    span::{SLOT_EMPTY, SLOT_RECORD, SPAN_HEADER_LEN, SpanSlot},
+    span::{SLOT_CUSTOM_LABELS, SLOT_EMPTY, SLOT_GO, SLOT_RECORD, SPAN_HEADER_LEN, SpanSlot},
 };
 use profiler_ebpf::bounded::bounded;
+use profiler_ebpf::label_list::{CUSTOM, GO_MAP, GO_SLICE};
 use profiler_ebpf::span_record::{
     ATTRIBUTES_LEN, VALID, attributes_to_copy, has_block, length_of_dtv, padded_len,
 };
 
+use crate::labels;
 use crate::maps::{SCRATCH_WORDS, SPAN_SLOTS, Scratch, TASK_THREAD_POINTER, count};
 use crate::sample::read_user;
 use crate::volatile::{keep, load};
@@ -32,7 +35,7 @@ pub(crate) struct SpanRead {
 }
 
 impl SpanRead {
-    const fn nothing(status: u8) -> Self {
+    pub(crate) const fn nothing(status: u8) -> Self {
         Self { status, len: 0, padded_len: 0 }
     }
 }
@@ -55,11 +58,16 @@ pub(crate) struct Found {
     best: u64,
     /// What the slot points to, if that is [`Probe::Found`].
     pointer: u64,
+    /// How the labels are laid out that it points to; [`RECORD`] if it is a record.
+    form: u64,
 }
+
+/// `Found::form`: none of `label_list`'s.
+const RECORD: u64 = 0;
 
 /// Copies the current thread's record behind the first `at` words.
 #[inline(always)]
-pub(crate) fn read_span(
+pub(crate) fn read_span<const BOUNDED: bool>(
     ctx: &PerfEventContext,
     tgid: u32,
     scratch: &mut Scratch,
@@ -91,6 +99,11 @@ pub(crate) fn read_span(
     }
     let best = load(&raw const scratch.span.best);
     if best == Probe::Found as u64 {
+        let form = load(&raw const scratch.span.form);
+        if form != RECORD {
+            let pointer = load(&raw const scratch.span.pointer);
+            return labels::read::<BOUNDED>(scratch, first, form, pointer);
+        }
         count(counter::SPAN_READ);
         return copy_attributes(scratch, first);
     }
@@ -124,7 +137,26 @@ fn probe(thread_pointer: u64, slot: &SpanSlot, scratch: &mut Scratch, first: usi
     }
     keep(&mut scratch.span.pointer, pointer);
     match slot.format {
-        SLOT_RECORD => probe_record(pointer, scratch, first),
+        SLOT_RECORD => {
+            keep(&mut scratch.span.form, RECORD);
+            probe_record(pointer, scratch, first)
+        }
+        SLOT_GO => {
+            let is_map = slot.go.labels_are_map != 0;
+            keep(&mut scratch.span.form, if is_map { GO_MAP } else { GO_SLICE });
+            match labels::of_goroutine(pointer, slot.go) {
+                Ok(0) => Probe::None,
+                Ok(labels) => {
+                    keep(&mut scratch.span.pointer, labels);
+                    Probe::Found
+                }
+                Err(_) => Probe::RecordUnreadable,
+            }
+        }
+        SLOT_CUSTOM_LABELS => {
+            keep(&mut scratch.span.form, CUSTOM);
+            Probe::Found
+        }
         _ => Probe::None,
     }
 }
