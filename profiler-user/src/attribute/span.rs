@@ -96,7 +96,10 @@ fn span_label(span: &SpanRecord, process: &Process, policy: &SpanPolicy) -> Span
         (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
             (root, text(LOCAL_ROOT_SPAN_NAME_KEY))
         }
-        _ => (span.span_id, text(SPAN_NAME_KEY)),
+        _ => {
+            let of_label = span.label_name.as_ref().map(printable);
+            (span.span_id, of_label.or_else(|| text(SPAN_NAME_KEY)))
+        }
     };
     let chosen = policy.attributes.iter().filter_map(|chosen| {
         Some(SpanAttribute { label: Arc::clone(&chosen.label), value: text(&chosen.key)? })
@@ -130,6 +133,7 @@ mod tests {
         let record = SpanRecord {
             trace_id: TraceId([1; 16]),
             span_id: SpanId([2; 8]),
+            label_name: None,
             trace_flags,
             attributes: attributes.iter().map(|&(key, text)| (key, Arc::from(text))).collect(),
         };

@@ -59,6 +59,19 @@ macro_rules! hex_display {
 hex_display!(TraceId);
 hex_display!(SpanId);
 
+impl TraceId {
+    /// Not known: labels may have a span's id without its trace's. W3C's invalid id.
+    pub const UNKNOWN: Self = Self([0; 16]);
+
+    /// Reads 32 hex digits of either case; `None` for anything else, and for the invalid id 0.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let digits_only = hex.len() == 32 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = if digits_only { u128::from_str_radix(hex, 16).ok()? } else { 0 };
+        (id != 0).then(|| Self(id.to_be_bytes()))
+    }
+}
+
 impl SpanId {
     /// Reads 16 hex digits of either case; `None` for anything else, and for the invalid id 0.
     #[must_use]
@@ -169,13 +182,15 @@ pub enum UserStack {
     Stale,
 }
 
-/// A thread's OTEP 4947 record.
+/// A thread's OTEP 4947 record, or what its labels say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanRecord {
-    /// The trace.
+    /// The trace; [`TraceId::UNKNOWN`] where there are labels without it.
     pub trace_id: TraceId,
-    /// The active span.
+    /// The active span, or the one that the labels name.
     pub span_id: SpanId,
+    /// That span's name, where it is a label. A record has it among the attributes.
+    pub label_name: Option<Arc<str>>,
     /// W3C trace flags; bit 0 is "sampled".
     pub trace_flags: u8,
     /// Attributes by key index, as the process context names them; of a repeated key the last.
@@ -202,6 +217,8 @@ pub enum NoSpan {
     Invalid,
     /// An id of the record is zero.
     ZeroIds,
+    /// The thread's labels have a span's id, or a trace's, that is none.
+    LabelsMalformed,
     /// The thread pointer, the slot or the record cannot be read.
     Unreadable,
 }

@@ -5,6 +5,7 @@ use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
 
 use crate::aggregate::Group;
 use crate::attribute::{Location, SpanLabel, Unresolved};
+use crate::decode::TraceId;
 use crate::process::{BuildId, ElfId};
 use crate::symbolize::{NamedFrame, Names};
 
@@ -253,7 +254,7 @@ fn labels_of<'a>(
                 .filter(|_| options.span_attributes)
                 .map(|attribute| (&*attribute.label, clip(&attribute.value, LABEL_BYTES_MAX))),
         );
-        if options.trace_id {
+        if options.trace_id && span.trace_id != TraceId::UNKNOWN {
             labels.push(("trace_id", Cow::Owned(span.trace_id.to_string())));
         }
     }

@@ -173,8 +173,11 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
         ControlFact::SetSlots { slots, .. } => Some(slots),
         ControlFact::ClearSlot { .. } | ControlFact::Gone { .. } => None,
     });
-    let by_context = table.stats().slots_by_context > 0;
-    let found_by = if by_context { "process_context" } else { "dynamic_symbol" };
+    let found_by = match table.stats() {
+        stats if stats.slots_by_context > 0 => "process_context",
+        stats if stats.slots_of_go > 0 => "go_runtime",
+        _ => "dynamic_symbol",
+    };
     let files = Files::of(&process, table.elfs());
     let (threads, threads_left_out) = stacks(&process, &files, threads_max);
     let mut symbolizer =

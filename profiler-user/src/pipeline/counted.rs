@@ -10,6 +10,7 @@ pub(super) fn count_span(sample: &Sample, stats: &Stats) {
     match &sample.span {
         Ok(span) if !span.is_sampled() => stats.add(Count::SpanUnsampled, 1),
         Err(NoSpan::ZeroIds) => stats.add(Count::SpanIdsZero, 1),
+        Err(NoSpan::LabelsMalformed) => stats.add(Count::SpanLabelsMalformed, 1),
         _ => {}
     }
 }

@@ -36,18 +36,18 @@ const SYMBOLS_CHUNK: usize = 2048;
 /// How many thread-local symbols are compared by name; libraries with many have some hundred.
 const TLS_SYMBOLS_MAX: usize = 4096;
 
-const NATIVE: NativeEndian = NativeEndian;
+pub(super) const NATIVE: NativeEndian = NativeEndian;
 const NATIVE_DATA: u8 = if cfg!(target_endian = "little") { ELFDATA2LSB } else { ELFDATA2MSB };
 
-type Header = FileHeader64<NativeEndian>;
-type Segment = ProgramHeader64<NativeEndian>;
+pub(super) type Header = FileHeader64<NativeEndian>;
+pub(super) type Segment = ProgramHeader64<NativeEndian>;
 type Section = SectionHeader64<NativeEndian>;
 type Symbol = Sym64<NativeEndian>;
 
 /// The headers of an ELF file of this machine's kind: 64 bits, native byte order.
 pub(super) struct ElfReader<'a> {
-    file: &'a File,
-    header: Header,
+    pub(super) file: &'a File,
+    pub(super) header: Header,
     segments: Vec<Segment>,
 }
 
@@ -210,7 +210,7 @@ impl<'a> ElfReader<'a> {
         })
     }
 
-    fn segments_of(&self, kind: u32) -> impl Iterator<Item = &Segment> {
+    pub(super) fn segments_of(&self, kind: u32) -> impl Iterator<Item = &Segment> {
         self.segments.iter().filter(move |segment| segment.p_type.get(NATIVE) == kind)
     }
 }
@@ -301,7 +301,11 @@ fn notes_in(notes: &[u8], align: usize) -> impl Iterator<Item = Note<'_>> {
 }
 
 /// Reads `count` structures, fewer at the end of the file; `None` if there is not one of them.
-fn read_structs<T: Pod + Copy>(file: &File, offset: u64, count: usize) -> Option<Vec<T>> {
+pub(super) fn read_structs<T: Pod + Copy>(
+    file: &File,
+    offset: u64,
+    count: usize,
+) -> Option<Vec<T>> {
     let mut bytes = vec![0; count.checked_mul(size_of::<T>())?];
     let read = read_some(file, offset, &mut bytes).ok()?;
     let structs = bytes.get(..read)?.chunks_exact(size_of::<T>());
@@ -312,7 +316,7 @@ fn read_structs<T: Pod + Copy>(file: &File, offset: u64, count: usize) -> Option
 }
 
 /// `pread` until the buffer is full or the file ends.
-fn read_some(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<usize> {
+pub(super) fn read_some(file: &File, mut offset: u64, mut bytes: &mut [u8]) -> io::Result<usize> {
     let wanted = bytes.len();
     while !bytes.is_empty() {
         match file.read_at(bytes, offset) {

@@ -13,6 +13,7 @@ mod elf_reader;
 mod elf_registry;
 #[cfg(test)]
 mod fake_proc;
+mod go_labels;
 mod images;
 mod looks;
 mod mapped_file;

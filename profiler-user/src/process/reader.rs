@@ -139,7 +139,7 @@ impl Reader {
         };
         let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
         let context = read_context(&dir, &contexts, known_context, stats);
-        let slots = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
+        let slots = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs, stats);
         // A run time begins to write when it makes code, so that each look may find a file.
         let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);
         let known_jit = known.and_then(|(process, _)| process.jit);

@@ -6,11 +6,14 @@
 
 use std::{collections::HashMap, fs::File};
 
-use profiler_common::span::{SpanSlot, SpanSlots, THREAD_CONTEXT_SYMBOL};
+use profiler_common::span::{
+    CUSTOM_LABELS_SYMBOL, SLOT_CUSTOM_LABELS, SpanSlot, SpanSlots, THREAD_CONTEXT_SYMBOL,
+};
 
 use super::elf_reader::{ElfReader, SpanNote};
+use super::go_labels::{GoLabels, go_labels};
 use super::process_context::{ProcessContext, Schema};
-use super::{ElfId, ElfRegistry};
+use super::{ElfId, ElfRegistry, TableStats};
 
 /// How many files' answers are kept, "none" included: most processes publish nothing.
 const FILES_MAX: usize = 16_384;
@@ -20,6 +23,7 @@ const FILES_MAX: usize = 16_384;
 pub(super) enum SlotSource {
     Context,
     DynamicSymbol,
+    GoRuntime,
 }
 
 /// Where the threads of a process that runs this file keep the pointer to their span record, as a
@@ -35,48 +39,88 @@ pub fn span_note_of_file(file: &File) -> Option<SpanNote> {
     ElfReader::open(file)?.span_note()
 }
 
+/// What an executable says.
+#[derive(Clone, Copy, Debug)]
+struct Said {
+    tp_offset: Option<i64>,
+    go: Option<SpanSlot>,
+    custom_labels: Option<SpanSlot>,
+}
+
 /// Finds slots; remembers what each executable says.
 #[derive(Debug, Default)]
 pub(super) struct SlotFinder {
-    by_elf: HashMap<ElfId, Option<i64>>,
+    by_elf: HashMap<ElfId, Said>,
 }
 
 impl SlotFinder {
-    /// The slot of a process with this context and this main executable.
+    /// The slots of a process with this context and this main executable. A goroutine's labels
+    /// count first: what runs it may go on to another one.
     pub(super) fn find(
         &mut self,
         context: Option<&ProcessContext>,
         main_elf: Option<ElfId>,
         elfs: &ElfRegistry,
+        stats: &mut TableStats,
     ) -> Option<(SpanSlots, SlotSource)> {
-        if let Some(context) = context {
-            match (context.schema, context.tp_offset) {
-                (Schema::ThreadContext, Some(tp_offset)) => {
-                    return Some((
-                        SpanSlots::one(SpanSlot::at_thread_pointer(tp_offset)),
-                        SlotSource::Context,
-                    ));
-                }
-                // Its records are not those that are read.
-                (Schema::Other, _) => return None,
-                (Schema::ThreadContext, None) | (Schema::Absent, _) => {}
-            }
+        let said = main_elf.and_then(|id| self.of_executable(id, elfs, stats));
+        let record = record_slot(context, said);
+        let go = said.and_then(|said| Some((said.go?, SlotSource::GoRuntime)));
+        let custom = said.and_then(|said| Some((said.custom_labels?, SlotSource::DynamicSymbol)));
+        let (_, source) = record.or(go).or(custom)?;
+        let mut slots = SpanSlots::one(SpanSlot::EMPTY);
+        let found = [go, record, custom].into_iter().flatten();
+        for (to, (slot, _)) in slots.slots.iter_mut().zip(found) {
+            *to = slot;
         }
-        let tp_offset = self.of_executable(main_elf?, elfs)?;
-        Some((SpanSlots::one(SpanSlot::at_thread_pointer(tp_offset)), SlotSource::DynamicSymbol))
+        Some((slots, source))
     }
 
-    fn of_executable(&mut self, id: ElfId, elfs: &ElfRegistry) -> Option<i64> {
+    fn of_executable(
+        &mut self,
+        id: ElfId,
+        elfs: &ElfRegistry,
+        stats: &mut TableStats,
+    ) -> Option<Said> {
         if let Some(known) = self.by_elf.get(&id) {
-            return *known;
+            return Some(*known);
         }
         // Not open: no answer, and none to remember.
         let file = elfs.get(id)?.file?;
-        let found = span_slot_of_file(&file);
+        let go = go_labels(&file);
+        stats.go_version_unknown += u64::from(go == GoLabels::VersionUnknown);
+        stats.go_place_unknown += u64::from(go == GoLabels::PlaceUnknown);
+        let custom = ElfReader::open(&file).and_then(|elf| elf.tls_offset(CUSTOM_LABELS_SYMBOL));
+        let said = Said {
+            tp_offset: span_slot_of_file(&file),
+            go: if let GoLabels::Known(slot) = go { Some(slot) } else { None },
+            custom_labels: custom.map(|offset| SpanSlot {
+                offset,
+                format: SLOT_CUSTOM_LABELS,
+                ..SpanSlot::EMPTY
+            }),
+        };
         if self.by_elf.len() >= FILES_MAX {
             self.by_elf.clear();
         }
-        self.by_elf.insert(id, found);
-        found
+        self.by_elf.insert(id, said);
+        Some(said)
     }
+}
+
+fn record_slot(
+    context: Option<&ProcessContext>,
+    said: Option<Said>,
+) -> Option<(SpanSlot, SlotSource)> {
+    if let Some(context) = context {
+        match (context.schema, context.tp_offset) {
+            (Schema::ThreadContext, Some(tp_offset)) => {
+                return Some((SpanSlot::at_thread_pointer(tp_offset), SlotSource::Context));
+            }
+            // Its records are not those that are read.
+            (Schema::Other, _) => return None,
+            (Schema::ThreadContext, None) | (Schema::Absent, _) => {}
+        }
+    }
+    Some((SpanSlot::at_thread_pointer(said?.tp_offset?), SlotSource::DynamicSymbol))
 }

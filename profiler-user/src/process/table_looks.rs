@@ -263,6 +263,7 @@ impl ProcessTable {
             match source {
                 SlotSource::Context => self.stats.slots_by_context += 1,
                 SlotSource::DynamicSymbol => self.stats.slots_by_dynamic_symbol += 1,
+                SlotSource::GoRuntime => self.stats.slots_of_go += 1,
             }
         }
         Some(source)

@@ -41,6 +41,12 @@ pub struct TableStats {
     pub slots_by_context: u64,
     /// Slots that the symbols of an executable named.
     pub slots_by_dynamic_symbol: u64,
+    /// Processes that run a Go program without any other slot: their goroutines' labels are read.
+    pub slots_of_go: u64,
+    /// Go programs whose labels are not read: it is not known how their version keeps them.
+    pub go_version_unknown: u64,
+    /// Go programs whose labels are not read: it is not known where a thread has its goroutine.
+    pub go_place_unknown: u64,
     /// Process contexts that changed each time they were read.
     pub context_torn: u64,
     /// Mappings named like a process context that hold none.
