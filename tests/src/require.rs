@@ -43,7 +43,6 @@ impl std::fmt::Display for Missing {
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
-/// | `GoToolchain` | the path of `go` |
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
@@ -108,9 +107,6 @@ macro_rules! require_one {
     };
     (Perl) => {
         $crate::require::program("perl")
-    };
-    (GoToolchain) => {
-        $crate::require::program("go")
     };
     (Musl) => {
         $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")

@@ -63,7 +63,8 @@ pub enum Unresolved {
     UnsupportedRule,
     /// The unwind information is wrong: the caller would be further down the stack.
     BadStep,
-    /// The process had begun to run another program, and the stack was walked as the old one's.
+    /// The process had begun to run another program or library in its place, and the stack was walked
+    /// as the old one's.
     Stale,
 }
 

@@ -15,7 +15,7 @@ use super::counted::{aggregate, count_span};
 use super::unwinding::{Fact, UnwindStats, Unwinding};
 use crate::aggregate::{Aggregator, Window};
 use crate::attribute::{Location, SpanPolicy, attribute};
-use crate::capture::{Batch, Capture, Control, Next, RecordKind};
+use crate::capture::{Batch, Capture, Control, Next};
 use crate::clock::{boot_now, unix_now};
 use crate::decode::{self, BootTime, Frame, UserStack};
 use crate::export::file::AtomicFile;
@@ -144,14 +144,20 @@ impl Collector {
         if batch.events_lost {
             self.table.on_events_lost();
         }
-        for (kind, record) in batch.records() {
-            match kind {
-                RecordKind::Sample => self.take_sample(record),
-                RecordKind::ProcessEvent => match decode::process_event(record) {
-                    Ok(event) => self.table.on_event(event),
-                    Err(error) => tracing::error!(%error, "a process event cannot be read"),
-                },
+        if batch.code_mappings_lost {
+            self.table.on_code_mappings_lost();
+        }
+        for record in batch.events() {
+            match decode::process_event(record) {
+                Ok(event) => self.table.on_event(event),
+                Err(error) => tracing::error!(%error, "a process event cannot be read"),
             }
+        }
+        for mapping in &batch.code_mappings {
+            self.table.on_code_mapped(*mapping);
+        }
+        for record in batch.samples() {
+            self.take_sample(record);
         }
     }
 
@@ -173,13 +179,11 @@ impl Collector {
             .collect();
         count_span(&sample, &self.stats);
         self.table.refresh(sample.pid, sample.at, &addresses);
-        let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
-            Some((process, stale)) => (Arc::clone(process), stale),
-            None => {
-                let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
-                (Arc::new(unread), false)
-            }
-        };
+        let walked = self.table.walked(sample.pid, sample.at, sample.epoch, &addresses);
+        let (process, stale) = walked.unwrap_or_else(|| {
+            let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
+            (Arc::new(unread), false)
+        });
         if stale {
             self.stats.add(Count::UserStackStale, 1);
             sample.user_stack = UserStack::Stale;

@@ -86,7 +86,8 @@ impl Running {
             }
         }
         let table = ProcessTable::scan(proc, TableLimits::default(), boot_now())
-            .map_err(StartError::Processes)?;
+            .map_err(StartError::Processes)?
+            .with_clock(boot_now);
         let elfs = table.elfs().clone();
         let perf_maps = table.perf_maps().clone();
         let unwinding = Unwinding::start(unwind_maps, elfs.clone()).map_err(StartError::Thread)?;

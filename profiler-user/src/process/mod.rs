@@ -26,10 +26,12 @@ mod proc_fs;
 mod process_context;
 mod reader;
 mod recorded;
+mod replaced;
 mod service;
 mod snapshot;
 mod span_slot;
 mod table;
+mod table_code;
 mod table_looks;
 mod table_stats;
 mod use_order;
@@ -51,5 +53,7 @@ pub use view::{Process, Unreadable};
 
 #[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod table_code_tests;
 #[cfg(test)]
 mod table_tests;

@@ -124,7 +124,10 @@ impl ProcessTable {
         self.stats.rescans += 1;
         self.rescan.round = self.rescan.round.wrapping_add(1);
         self.rescan.distrusts = std::mem::take(&mut self.rescan.again);
-        if self.is_full_rescan() || self.rescan.distrusts {
+        let lost = std::mem::take(&mut self.rescan.code_mappings_lost);
+        let is_full = self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY);
+        self.rescan.reads_maps = is_full || lost;
+        if is_full || self.rescan.distrusts {
             self.rescan.kernel_threads.clear();
         }
         // An end that was not reported shows here.
@@ -136,10 +139,6 @@ impl ProcessTable {
         }
         // One that the last rescan did not come to is in this one.
         self.rescan.queue = pids.into();
-    }
-
-    fn is_full_rescan(&self) -> bool {
-        self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY)
     }
 
     fn rescan_process(&mut self, pid: Pid) {
@@ -160,7 +159,7 @@ impl ProcessTable {
         self.stats.rescanned += 1;
         let read_maps = if self.rescan.distrusts {
             ReadMaps::Anew
-        } else if self.is_full_rescan() {
+        } else if self.rescan.reads_maps {
             ReadMaps::Always
         } else {
             ReadMaps::IfResized
@@ -188,13 +187,14 @@ impl ProcessTable {
 
     /// Reads a process and takes note of what changed; tells where its slot was found.
     pub(super) fn look(&mut self, pid: Pid, read_maps: ReadMaps) -> Option<SlotSource> {
+        let now = self.read_clock();
         let entry = self.entry(pid);
         let known = match (&entry.state, entry.images.newest()) {
             (State::Read(facts), Some((_, newest))) => Some((Arc::clone(newest), facts.clone())),
             _ => None,
         };
         let known = known.as_ref().map(|(process, facts)| (process, facts.as_ref()));
-        match self.reader.read(pid, known, read_maps, &mut self.stats) {
+        match self.reader.read(pid, now, known, read_maps, &mut self.stats) {
             Ok(looked) => self.apply(pid, looked),
             Err(reason) => {
                 self.note_unreadable(pid, reason);
@@ -207,6 +207,7 @@ impl ProcessTable {
         let now = self.now;
         let Looked { process, facts, slots } = looked;
         let entry = self.entry(pid);
+        entry.replaced.found_again(&process.snapshot, facts.maps_read_at);
         let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
         let last_read = std::mem::replace(&mut entry.read_at, now);
         entry.gone = false;
@@ -236,7 +237,12 @@ impl ProcessTable {
             }
             // The mappings changed some time after the last read.
             (State::Read(_), _) => self.push_image(pid, last_read, process),
-            // What is known since the exec or the fork was nothing, or its parent's.
+            // What is known since the fork was its parent's, and stacks were walked with that.
+            (State::Inherited, Some(_)) => {
+                let since = entry.images.newest().map_or(now, |(from, _)| from);
+                self.push_image(pid, since, process);
+            }
+            // What is known since the exec was nothing.
             (State::Unread | State::Inherited, _) => {
                 entry.images.replace_newest(process);
                 self.image_changed(pid);

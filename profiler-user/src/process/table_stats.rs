@@ -11,6 +11,10 @@ pub struct TableStats {
     pub exits: u64,
     /// Reports of code that the kernel side did not know.
     pub unknown_code: u64,
+    /// Reports of something that a process mapped in the place of something else.
+    pub code_replaced: u64,
+    /// Times that reports of mappings were lost.
+    pub code_mappings_lost: u64,
     /// Looks for published spans and at exits that were taken.
     pub looks: u64,
     /// Looks that were not taken: too many were waiting.
