@@ -179,6 +179,10 @@ impl Collector {
             .collect();
         count_span(&sample, &self.stats);
         self.table.refresh(sample.pid, sample.at, &addresses);
+        let attributes = sample.span.iter().flat_map(|span| &span.attributes);
+        if let Some(greatest) = attributes.map(|(key, _)| *key).max() {
+            self.table.refresh_attribute_keys(sample.pid, sample.at, greatest);
+        }
         let walked = self.table.walked(sample.pid, sample.at, sample.epoch, &addresses);
         let (process, stale) = walked.unwrap_or_else(|| {
             let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
