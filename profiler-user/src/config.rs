@@ -25,8 +25,16 @@ const RECORD_DURATION: Duration = Duration::from_secs(10);
 /// How many attributes of spans can be labels.
 const SPAN_ATTRIBUTES_MAX: usize = 8;
 /// The labels that profiles and samples have anyway.
-const OWN_LABELS: [&str; 6] =
-    ["host", "service_name", "service_namespace", "span_id", "span_name", "trace_id"];
+const OWN_LABELS: [&str; 8] = [
+    "deployment_environment",
+    "host",
+    "service_name",
+    "service_namespace",
+    "service_version",
+    "span_id",
+    "span_name",
+    "trace_id",
+];
 
 /// What was asked for that cannot be.
 #[derive(Debug, thiserror::Error)]

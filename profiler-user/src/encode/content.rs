@@ -236,10 +236,8 @@ fn labels_of<'a>(
 ) -> Labels<'a> {
     let mut labels = Labels::new();
     if options.service {
-        labels.push(("service_name", clip(&group.service.name, LABEL_BYTES_MAX)));
-        if let Some(namespace) = &group.service.namespace {
-            labels.push(("service_namespace", clip(namespace, LABEL_BYTES_MAX)));
-        }
+        let of_service = group.service.labels();
+        labels.extend(of_service.map(|(name, value)| (name, clip(value, LABEL_BYTES_MAX))));
     }
     if let Some(span) = span {
         if options.span_id {

@@ -96,8 +96,9 @@ pub fn encode(window: &Window, group: &Group, names: &Names, options: &EncodeOpt
     }
 }
 
-/// Encodes a whole window as one file with every label: `service_name`, `service_namespace`,
-/// `span_id`, `span_name` and `trace_id`. A window without samples is a valid file as well.
+/// Encodes a whole window as one file with every label: those of the service
+/// ([`ServiceIdentity::labels`](crate::process::ServiceIdentity::labels)), `span_id`, `span_name`,
+/// chosen attributes and `trace_id`. A window without samples is a valid file as well.
 #[must_use]
 pub fn encode_window(window: &Window, names: &Names) -> EncodedProfile {
     let options = EncodeOptions::file();

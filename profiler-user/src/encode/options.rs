@@ -32,7 +32,8 @@ impl Limits {
 pub struct EncodeOptions {
     /// Which values each sample has.
     pub sample_types: SampleTypes,
-    /// Label samples with `service_name` and `service_namespace`.
+    /// Label samples with what names their service: `service_name`, `service_namespace`,
+    /// `service_version`, `deployment_environment`.
     pub service: bool,
     /// Label samples with `span_id`, 16 hex digits.
     pub span_id: bool,

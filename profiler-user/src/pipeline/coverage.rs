@@ -59,6 +59,10 @@ struct Row<'a> {
     /// Null: all services beyond those that are told apart.
     service: Option<&'a str>,
     service_namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_version: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deployment_environment: Option<&'a str>,
     samples: u64,
     span_samples: u64,
     /// `span_samples / samples`, rounded to a thousandth.
@@ -70,6 +74,8 @@ impl Serialize for Coverage {
         let known = self.services.iter().map(|(service, samples)| Row {
             service: Some(&service.name),
             service_namespace: service.namespace.as_deref(),
+            service_version: service.version.as_deref(),
+            deployment_environment: service.environment.as_deref(),
             ..samples.row()
         });
         let others = (self.others.all > 0).then(|| self.others.row());
@@ -82,6 +88,8 @@ impl Samples {
         Row {
             service: None,
             service_namespace: None,
+            service_version: None,
+            deployment_environment: None,
             samples: self.all,
             span_samples: self.in_spans,
             span_coverage: share(self.in_spans, self.all),

@@ -228,9 +228,8 @@ impl Finisher {
 
 /// A series: every distinct set of these is one on the server.
 fn labels(service: &ServiceIdentity, host: &str, span_name: Option<&str>) -> Labels {
-    let mut labels =
-        vec![("__name__", "process_cpu"), ("host", host), ("service_name", &service.name)];
-    labels.extend(service.namespace.as_deref().map(|namespace| ("service_namespace", namespace)));
+    let mut labels = vec![("__name__", "process_cpu"), ("host", host)];
+    labels.extend(service.labels());
     labels.extend(span_name.map(|name| ("span_name", name)));
     labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
