@@ -8,6 +8,7 @@ pub mod made_elf;
 pub mod process_context;
 pub mod span_writer;
 pub mod workload;
+pub mod export_matrix;
 
 pub mod profile;
 pub mod recorded_file;
