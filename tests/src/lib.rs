@@ -9,6 +9,7 @@ pub mod process_context;
 pub mod span_writer;
 pub mod switches;
 pub mod workload;
+pub mod export_matrix;
 
 pub mod profile;
 pub mod recorded_file;

@@ -44,6 +44,7 @@ impl std::fmt::Display for Missing {
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
 /// | `Musl` | the path of `musl-gcc` |
+/// | `Gold` | the path of the linker gold, as `ld.gold` |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -110,6 +111,9 @@ macro_rules! require_one {
     };
     (Musl) => {
         $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")
+    };
+    (Gold) => {
+        $crate::require::program("ld.gold")
     };
     (Mold) => {
         $crate::require::tool("ld.mold", "SPANPROF_MOLD")
