@@ -11,6 +11,7 @@
 )]
 
 mod hook;
+mod labels;
 mod maps;
 mod process;
 mod registers;

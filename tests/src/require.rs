@@ -43,8 +43,8 @@ impl std::fmt::Display for Missing {
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
-/// | `GoToolchain` | the path of `go` |
 /// | `Musl` | the path of `musl-gcc` |
+/// | `Gold` | the path of the linker gold, as `ld.gold` |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -109,11 +109,11 @@ macro_rules! require_one {
     (Perl) => {
         $crate::require::program("perl")
     };
-    (GoToolchain) => {
-        $crate::require::program("go")
-    };
     (Musl) => {
         $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")
+    };
+    (Gold) => {
+        $crate::require::program("ld.gold")
     };
     (Mold) => {
         $crate::require::tool("ld.mold", "SPANPROF_MOLD")

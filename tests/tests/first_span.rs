@@ -83,15 +83,20 @@ mod tests {
         number as f64
     }
 
-    fn hooked() -> Program {
-        Program::compile("hooked").unwrap()
+    /// Nothing but the call of its hook tells where its slot is.
+    fn only_hooked() -> Program {
+        Program::compile_with("hooked", &["-DONLY_HOOK"]).unwrap()
     }
 
     /// Runs short-lived copies of a program that spanprof has seen before, itself asleep.
-    fn copies(options: &[&str], count: u32, context: Option<&str>) -> Option<Recorded> {
+    fn copies(
+        program: &Program,
+        options: &[&str],
+        count: u32,
+        context: Option<&str>,
+    ) -> Option<Recorded> {
         require!(Root, None);
         let spanprof = Spanprof::new(require!(Spanprof, None)).unwrap();
-        let program = hooked();
         let count = count.to_string();
         let arguments = ["copies", &count, MS];
         let known = program.start(&[&arguments[..], context.as_slice()].concat()).unwrap();
@@ -105,7 +110,7 @@ mod tests {
 
     #[test]
     fn short_processes_of_a_known_binary_are_labelled() {
-        let Some(recorded) = copies(&[], 200, None) else { return };
+        let Some(recorded) = copies(&only_hooked(), &[], 200, None) else { return };
         recorded.labelled(2000);
         assert_eq!(recorded.books.kernel("hook_taken"), 200);
         assert_eq!(recorded.books.process("slots_by_hook"), 200);
@@ -115,7 +120,9 @@ mod tests {
     /// As on kernels before Linux 6.6.
     #[test]
     fn short_processes_are_labelled_by_way_of_a_perf_event() {
-        let Some(recorded) = copies(&["--hook-probe", "perf"], 40, None) else { return };
+        let Some(recorded) = copies(&only_hooked(), &["--hook-probe", "perf"], 40, None) else {
+            return;
+        };
         recorded.labelled(400);
         assert_eq!(recorded.books.kernel("hook_taken"), 40);
         assert_eq!(recorded.books.of_hooks("probed_by"), "perf");
@@ -124,7 +131,9 @@ mod tests {
     /// Nothing but the hook says where the slot is: this is what the tests above would find.
     #[test]
     fn without_a_probe_they_are_not() {
-        let Some(recorded) = copies(&["--hook-probe", "off"], 20, None) else { return };
+        let Some(recorded) = copies(&only_hooked(), &["--hook-probe", "off"], 20, None) else {
+            return;
+        };
         let (all, labelled) = recorded.samples(IN_SPAN, |span| span != NO_SPAN);
         assert!(all >= 200 && labelled == 0, "{labelled} of {all}");
         assert_eq!(recorded.books.of_hooks("probed_by"), "off");
@@ -133,10 +142,11 @@ mod tests {
     /// The name is an attribute, whose key the process context tells, which user space reads.
     #[test]
     fn short_processes_have_names_too() {
+        let program = Program::compile("hooked").unwrap();
         let folder = tempfile::tempdir().unwrap();
         let context = folder.path().join("context");
         fs::write(&context, process_context::payload(SERVICE, &KEYS, None)).unwrap();
-        let Some(recorded) = copies(&[], 100, context.to_str()) else { return };
+        let Some(recorded) = copies(&program, &[], 100, context.to_str()) else { return };
         recorded.labelled(1000);
         let (all, named) = recorded.samples(IN_SPAN, |span| span == ROOT.root_name);
         println!("{named} of {all} have the span's name");
@@ -148,7 +158,7 @@ mod tests {
     fn a_forked_child_that_says_it_again_is_labelled() {
         require!(Root);
         let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
-        let program = hooked();
+        let program = only_hooked();
         let known = program.start(&["forks", "40", MS]).unwrap();
         let mut recording = Recording::start(spanprof, &[], &[known.pid()]);
         recording.running.log(PROBED).unwrap();
@@ -160,7 +170,7 @@ mod tests {
     fn a_binary_that_was_replaced_and_the_new_one_have_a_probe() {
         require!(Root);
         let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
-        let (program, other) = (hooked(), Program::compile_with("hooked", &["-O1"]).unwrap());
+        let (program, other) = (only_hooked(), Program::compile("hooked").unwrap());
         let start = || program.start(&["copies", "40", MS]).unwrap();
         let old = start();
         // As an upgrade does it. What runs goes on with the old file, which no path leads to.
@@ -181,7 +191,7 @@ mod tests {
     fn what_is_no_hook_has_no_probe_and_goes_on() {
         require!(Root);
         let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
-        let program = Program::compile_with("hooked", &["-DNOT_A_HOOK"]).unwrap();
+        let program = Program::compile_with("hooked", &["-DONLY_HOOK", "-DNOT_A_HOOK"]).unwrap();
         let known = program.start(&["copies", "4", "20"]).unwrap();
         let mut recording = Recording::start(spanprof, &[], &[known.pid()]);
         recording.running.log("a hook without a probe").unwrap();
@@ -196,7 +206,7 @@ mod tests {
     fn a_process_that_says_garbage_all_the_time_harms_nobody() {
         require!(Root);
         let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
-        let program = hooked();
+        let program = only_hooked();
         let known = program.start(&["copies", "40", MS]).unwrap();
         let hostile = program.start(&["garbage"]).unwrap();
         let mut recording = Recording::start(spanprof, &[], &[known.pid(), hostile.pid()]);

@@ -12,13 +12,14 @@ pub mod support;
 
 mod attach;
 mod btf;
+mod code_maps;
 mod drain;
 mod object;
 mod sampler;
 mod uprobe;
 mod uprobe_multi;
 
-pub use batch::{Batch, Next, RecordKind};
+pub use batch::{Batch, Next};
 pub use control::Control;
 pub use control::hooks::{HookStats, Hooks};
 pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};

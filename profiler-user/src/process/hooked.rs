@@ -8,15 +8,50 @@ use profiler_common::span::{SLOT_EMPTY, SpanSlot, SpanSlots};
 use super::ProcessTable;
 use super::looks::Look;
 use super::reader::ReadMaps;
-use super::table::Entry;
 use crate::decode::{BootTime, Pid};
 
-/// What a process has said by span-marker's hook.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Hooked {
-    pub(super) slots: SpanSlots,
-    /// When it said so last.
-    pub(super) at: BootTime,
+/// What the kernel side knows of a process's slots.
+#[derive(Debug, Default)]
+pub(super) struct KernelSlots {
+    /// What it was told, and has told.
+    pub(super) known: Option<SpanSlots>,
+    /// What the process has said itself, and when it did so last.
+    hooked: Option<(SpanSlots, BootTime)>,
+    /// When the program started, until a slot of it was found; `None` if that was before this table.
+    pub(super) without_since: Option<BootTime>,
+}
+
+impl From<BootTime> for KernelSlots {
+    /// Those of a program that started then: the kernel side knows none.
+    fn from(start: BootTime) -> Self {
+        Self { without_since: Some(start), ..Self::default() }
+    }
+}
+
+impl KernelSlots {
+    /// Slots that were read, and those that the process has told.
+    pub(super) fn with(&self, read: Option<SpanSlots>) -> Option<SpanSlots> {
+        let (Some(mut slots), Some((hooked, _))) = (read, &self.hooked) else {
+            return read.or(self.hooked.map(|(hooked, _)| hooked));
+        };
+        let told = hooked.slots.into_iter().filter(|slot| slot.format != SLOT_EMPTY);
+        // Where there are too many, those that were read count.
+        told.for_each(|slot| _ = slots.add(slot));
+        Some(slots)
+    }
+
+    /// What was said before belongs to another process of this id.
+    pub(super) fn forget_before(&mut self, start: BootTime) {
+        self.hooked = self.hooked.filter(|(_, at)| *at >= start);
+    }
+
+    fn add(&mut self, slot: SpanSlot, at: BootTime) {
+        let mut hooked = self.hooked.map_or(SpanSlots::one(slot), |(hooked, _)| hooked);
+        // The kernel side tells of no more than fit.
+        _ = hooked.add(slot);
+        self.hooked = Some((hooked, at));
+        self.known = self.with(self.known);
+    }
 }
 
 impl ProcessTable {
@@ -25,18 +60,9 @@ impl ProcessTable {
     pub(super) fn on_span_slot(&mut self, pid: Pid, at: BootTime, tp_offset: i64) {
         self.stats.slots_by_hook += 1;
         let entry = self.entry(pid);
-        let slot = SpanSlot::at_thread_pointer(tp_offset);
-        match &mut entry.hooked {
-            Some(hooked) => {
-                hooked.at = at;
-                // The kernel side tells of no more than fit.
-                _ = hooked.slots.add(slot);
-            }
-            None => entry.hooked = Some(Hooked { slots: SpanSlots::one(slot), at }),
-        }
+        entry.kernel.add(SpanSlot::at_thread_pointer(tp_offset), at);
         let generation = entry.generation;
-        entry.slots = entry.with_hooked(entry.slots);
-        let (slots, start) = (entry.slots, entry.without_slot_since.take());
+        let (slots, start) = (entry.kernel.known, entry.kernel.without_since.take());
         // The kernel side knows it, unless it was told something else meanwhile.
         self.control.insert(pid, slots);
         if let Some(start) = start {
@@ -49,18 +75,5 @@ impl ProcessTable {
         } else {
             self.schedule(Look::after_hook(pid, at, generation));
         }
-    }
-}
-
-impl Entry {
-    /// Slots that were read, and those that the process has told.
-    pub(super) fn with_hooked(&self, read: Option<SpanSlots>) -> Option<SpanSlots> {
-        let (Some(mut slots), Some(hooked)) = (read, &self.hooked) else {
-            return read.or(self.hooked.map(|hooked| hooked.slots));
-        };
-        let told = hooked.slots.slots.into_iter().filter(|slot| slot.format != SLOT_EMPTY);
-        // Where there are too many, those that were read count.
-        told.for_each(|slot| _ = slots.add(slot));
-        Some(slots)
     }
 }

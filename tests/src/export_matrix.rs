@@ -1,0 +1,189 @@
+//! Builds a program and a library that mark their threads, in the ways in which programs are built.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::{Context as _, Result, bail};
+
+/// Three packages in a workspace of their own, built with its own rustflags.
+#[derive(Debug)]
+pub struct Packages {
+    folder: PathBuf,
+    /// Each build puts its result where the one before was.
+    _alone: MutexGuard<'static, ()>,
+}
+
+/// How one of them is built.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Build<'a> {
+    /// `program`, `plugin` or `host`.
+    pub package: &'a str,
+    /// `dev`, or one of [`PROFILES`].
+    pub profile: &'a str,
+    /// For all crates.
+    pub rustflags: &'a str,
+    /// None: the machine's own, without cross compilation.
+    pub target: Option<&'a str>,
+    /// For the program or library alone.
+    pub arguments: &'a [&'a str],
+    /// More for cargo.
+    pub cargo: &'a [&'a str],
+    /// More for cargo's environment.
+    pub environment: &'a [(&'a str, &'a str)],
+}
+
+const PROFILES: &str = "\
+[profile.thin]
+inherits = \"release\"
+lto = \"thin\"
+
+[profile.fat]
+inherits = \"release\"
+lto = \"fat\"
+strip = true
+panic = \"abort\"
+";
+
+static BUILDING: Mutex<()> = Mutex::new(());
+
+impl Packages {
+    /// Writes them below `folder`, where an earlier run may have left them.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = folder.join("export_matrix");
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/export_matrix");
+        let members = ["program", "plugin", "host"];
+        let manifest =
+            format!("[workspace]\nresolver = \"3\"\nmembers = {members:?}\n\n{PROFILES}");
+        write(&folder.join("Cargo.toml"), &manifest)?;
+        // The versions that everything else here is built with, so that nothing is downloaded.
+        let lock = fs::read_to_string(workspace.join("Cargo.lock")).context("no Cargo.lock")?;
+        write(&folder.join("Cargo.lock"), &lock)?;
+        let marker = workspace.join("span-marker");
+        let dependency = format!("span-marker = {{ path = {marker:?} }}\n");
+        for (name, target, dependency) in [
+            ("program", "[[bin]]\nname = \"program\"", &*dependency),
+            ("plugin", "[lib]\ncrate-type = [\"cdylib\"]", &dependency),
+            ("host", "[[bin]]\nname = \"host\"", ""),
+        ] {
+            let source = sources.join(name).with_extension("rs");
+            let features = if name == "program" {
+                "\n[features]\nexternal-slot = [\"span-marker/external-slot\"]\n"
+            } else {
+                ""
+            };
+            let manifest = format!(
+                "[package]\nname = \"{name}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+                 {target}\npath = {source:?}\n\n[dependencies]\n{dependency}{features}"
+            );
+            write(&folder.join(name).join("Cargo.toml"), &manifest)?;
+        }
+        Ok(Self { folder, _alone: alone })
+    }
+
+    /// Builds one of them. The file is there until the next one is built.
+    ///
+    /// # Errors
+    /// With what cargo and the linker say.
+    pub fn build(&self, build: &Build<'_>) -> Result<PathBuf> {
+        let target_dir = self.folder.join("target");
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        // What this test was built with is not what they are built with.
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("CARGO") || text.starts_with("RUST") && text != "RUSTUP_TOOLCHAIN" {
+                cargo.env_remove(&name);
+            }
+        }
+        cargo.current_dir(&self.folder).env("RUSTFLAGS", build.rustflags);
+        cargo.envs(build.environment.iter().copied());
+        cargo.args(["rustc", "--quiet", "--offline", "--package", build.package]);
+        cargo.args(["--profile", build.profile]).args(build.cargo);
+        cargo.arg("--target-dir").arg(&target_dir);
+        let mut built = target_dir;
+        if let Some(target) = build.target {
+            cargo.args(["--target", target]);
+            built.push(target);
+        }
+        let output = cargo.arg("--").args(build.arguments).output().context("cannot run cargo")?;
+        if !output.status.success() {
+            bail!("{build:?}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        built.push(if build.profile == "dev" { "debug" } else { build.profile });
+        built.push(if build.package == "plugin" { "libplugin.so" } else { build.package });
+        Ok(built)
+    }
+}
+
+/// Does not touch a file that is right already.
+fn write(path: &Path, text: &str) -> Result<()> {
+    if fs::read_to_string(path).is_ok_and(|there| there == text) {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    }
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A program that runs, until dropped.
+#[derive(Debug)]
+pub struct Running {
+    child: std::process::Child,
+    /// Its standard output so far: one line.
+    pub line: String,
+}
+
+impl Running {
+    /// Starts it, and waits for its first line.
+    ///
+    /// # Errors
+    /// It cannot be run, or ends before.
+    pub fn start(mut command: Command) -> Result<Self> {
+        use std::io::BufRead as _;
+
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut running = Self { child: child.context("cannot run")?, line: String::new() };
+        let stdout = running.child.stdout.take().context("no standard output")?;
+        std::io::BufReader::new(stdout).read_line(&mut running.line).context("no line")?;
+        if running.line.is_empty() {
+            bail!("it ended: {}", running.child.wait()?);
+        }
+        running.line.truncate(running.line.trim_end().len());
+        Ok(running)
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Lets it end.
+    ///
+    /// # Errors
+    /// It fails.
+    pub fn end(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait().context("cannot wait")?;
+        if !status.success() {
+            bail!("it failed: {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended, and been waited for.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,195 @@
+//! However a program or a library with span-marker is linked, it runs, and its slot is found: by the
+//! note always, by the dynamic symbols where the linker exports them without being told to.
+
+#![cfg(all(test, target_arch = "x86_64"))]
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
+use object::{Endianness, Object as _, ObjectSymbol as _, elf};
+use profiler_common::span::THREAD_CONTEXT_SYMBOL;
+use profiler_common::span_note::{HOOK_SYMBOL, INFO_ABI, INFO_MAGIC, INFO_STATIC};
+use profiler_user::process::{span_note_of_file, span_slot_of_file};
+use spanprof_tests::export_matrix::{Build, Packages, Running};
+use spanprof_tests::require;
+
+/// In `.dynsym`, or found by the note only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exports {
+    Both,
+    Neither,
+    /// Only those that the linker was told to export.
+    Slot,
+}
+
+use Exports::{Both, Neither, Slot};
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const NOT_LLD: &str = "-Clinker-features=-lld";
+
+fn packages() -> Packages {
+    Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+}
+
+/// Programs of each profile, and libraries of the two that differ most, by one linker.
+#[track_caller]
+fn check_linker(arguments: &[&str], programs: Exports) {
+    let packages = packages();
+    for profile in ["dev", "release", "thin", "fat"] {
+        let build = Build { profile, arguments, ..Build::default() };
+        check_program(&packages, &build, programs);
+    }
+    for profile in ["dev", "fat"] {
+        check_library(&packages, &Build { profile, arguments, ..Build::default() });
+    }
+}
+
+/// A program runs, says where its slot is, and a reader says the same.
+#[track_caller]
+fn check_program(packages: &Packages, build: &Build<'_>, exported: Exports) {
+    let build = Build { package: "program", ..*build };
+    let path = packages.build(&build).unwrap();
+    let running = Running::start(Command::new(&path));
+    let running = running.unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
+    let offset: i64 = running.line.parse().unwrap();
+    assert_eq!(slot_by_note(running.id(), &path), offset, "{build:?}");
+    let by_symbol = span_slot_of_file(&File::open(&path).unwrap());
+    assert_eq!(by_symbol, (exported != Neither).then_some(offset), "{build:?}");
+    let expected = [exported != Neither, exported == Both];
+    assert_eq!([THREAD_CONTEXT_SYMBOL, HOOK_SYMBOL].map(|it| exports(&path, it)), expected);
+    running.end().unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
+}
+
+/// A program loads a library, whose slot its own dynamic symbols name.
+#[track_caller]
+fn check_library(packages: &Packages, build: &Build<'_>) {
+    let library = packages.build(&Build { package: "plugin", ..*build }).unwrap();
+    for symbol in [THREAD_CONTEXT_SYMBOL, HOOK_SYMBOL] {
+        assert!(exports(&library, symbol), "{symbol} of {build:?}");
+    }
+    let note = span_note_of_file(&File::open(&library).unwrap()).unwrap();
+    check_hook(&library, note.hook_offset);
+    let host = packages.build(&Build { package: "host", profile: "dev", ..Build::default() });
+    let mut host = Command::new(host.unwrap());
+    host.arg(library);
+    let running = Running::start(host).unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
+    assert_eq!(running.line, "marked");
+    running.end().unwrap();
+}
+
+/// What the note of the file leads to in the process.
+fn slot_by_note(pid: u32, path: &Path) -> i64 {
+    let note = span_note_of_file(&File::open(path).unwrap()).unwrap();
+    check_hook(path, note.hook_offset);
+    let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut info = [0; 32];
+    memory.read_exact_at(&mut info, load_bias(pid, path).wrapping_add(note.info_address)).unwrap();
+    assert_eq!(info[..8], INFO_MAGIC);
+    assert_eq!(info[8..12], INFO_ABI.to_ne_bytes());
+    assert_eq!(info[12..16], INFO_STATIC.to_ne_bytes());
+    i64::from_ne_bytes(info[16..24].try_into().unwrap())
+}
+
+/// A `nop` of five bytes, and a return.
+#[track_caller]
+fn check_hook(path: &Path, offset: u64) {
+    let mut code = [0; 6];
+    File::open(path).unwrap().read_exact_at(&mut code, offset).unwrap();
+    assert_eq!(code, [0x0f, 0x1f, 0x44, 0, 0, 0xc3]);
+}
+
+fn load_bias(pid: u32, path: &Path) -> u64 {
+    let data = fs::read(path).unwrap();
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let path = fs::canonicalize(path).unwrap();
+    let first = maps.lines().find(|line| line.ends_with(path.to_str().unwrap())).unwrap();
+    let start = u64::from_str_radix(first.split('-').next().unwrap(), 16).unwrap();
+    let header = elf::FileHeader64::<Endianness>::parse(&*data).unwrap();
+    let endian = header.endian().unwrap();
+    let programs = header.program_headers(endian, &*data).unwrap();
+    let load = programs.iter().find(|header| header.p_type(endian) == elf::PT_LOAD).unwrap();
+    start.wrapping_sub(load.p_vaddr(endian) & !0xfff)
+}
+
+/// Whether it is in the dynamic symbols, defined and global. And nothing is needed at run time of
+/// what made the linker export it.
+fn exports(path: &Path, symbol: &str) -> bool {
+    let data = fs::read(path).unwrap();
+    let stub = b"libspan_marker_export";
+    assert!(!data.windows(stub.len()).any(|window| window == stub));
+    let file: ElfFile64<'_, Endianness> = ElfFile64::parse(&*data).unwrap();
+    file.dynamic_symbols().any(|found| {
+        found.name() == Ok(symbol) && found.is_global() && !found.is_weak() && !found.is_undefined()
+    })
+}
+
+#[test]
+fn by_lld_which_is_the_default() {
+    check_linker(&[], Both);
+}
+
+#[test]
+fn by_gnu_ld() {
+    check_linker(&[NOT_LLD], Neither);
+}
+
+#[test]
+fn by_gold() {
+    require!(Gold);
+    check_linker(&[NOT_LLD, "-Clink-arg=-fuse-ld=gold"], Both);
+}
+
+#[test]
+fn by_mold() {
+    let mold = require!(Mold);
+    let folder = format!("-Clink-arg=-B{}", mold.parent().unwrap().display());
+    check_linker(&[NOT_LLD, "-Clink-arg=-fuse-ld=mold", &folder], Neither);
+}
+
+#[test]
+fn told_to_export() {
+    let packages = packages();
+    let export = format!("-Clink-arg=-Wl,--export-dynamic-symbol={THREAD_CONTEXT_SYMBOL}");
+    let build = Build { profile: "fat", arguments: &[NOT_LLD, &export], ..Build::default() };
+    check_program(&packages, &build, Slot);
+}
+
+/// Where there is no dynamic linker, also at a fixed address; and exported by GNU ld, which then
+/// reads the slot in a way that no start-up code prepares for, if it is read by its exported name.
+#[test]
+fn statically() {
+    let packages = packages();
+    let export = format!("-Clink-arg=-Wl,--export-dynamic-symbol={THREAD_CONTEXT_SYMBOL}");
+    let pie = "-Ctarget-feature=+crt-static";
+    let fixed = "-Ctarget-feature=+crt-static -Crelocation-model=static";
+    for (rustflags, arguments, exported) in [
+        (pie, [].as_slice(), Neither),
+        (pie, &[NOT_LLD], Neither),
+        (pie, &[NOT_LLD, &export], Slot),
+        (fixed, &[], Neither),
+        (fixed, &[NOT_LLD], Neither),
+    ] {
+        let build = Build {
+            profile: "fat",
+            rustflags,
+            target: Some(TARGET),
+            arguments,
+            ..Build::default()
+        };
+        check_program(&packages, &build, exported);
+    }
+}
+
+/// Another library has defined the slot: both use its own.
+#[test]
+fn with_the_slot_of_another_library() {
+    let packages = packages();
+    for arguments in [[].as_slice(), &[NOT_LLD]] {
+        let cargo = &["--features=external-slot"];
+        let build = Build { profile: "release", arguments, cargo, ..Build::default() };
+        check_program(&packages, &build, if arguments.is_empty() { Both } else { Neither });
+    }
+}
