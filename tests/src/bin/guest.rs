@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use rustix::system::{RebootCommand, reboot, uname};
 use spanprof_tests::profile::Folded;
 use spanprof_tests::span_writer::{CHILD, OUTSIDE, ROOT, SERVICE};
-use spanprof_tests::spanprof::{Books, STATS, Spanprof};
+use spanprof_tests::spanprof::{Books, Running, STATS, Spanprof};
 use spanprof_tests::virtual_machine::guest::{
     FAILED, HOOKED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
 };
@@ -40,6 +40,9 @@ const CPU_TICKS: u64 = 300;
 /// How many processes of a known binary are started, and how long each works, in milliseconds.
 const COPIES: &str = "10";
 const COPY_MS: &str = "300";
+
+/// What the log says when their file has got its probe.
+const PROBED: &str = "a hook has a probe";
 
 /// A tenth of what a verifier looks at (`BPF_COMPLEXITY_LIMIT_INSNS`), which newer ones use up faster.
 const VERIFIED_MAX: u64 = 100_000;
@@ -100,10 +103,14 @@ fn run() -> Result<()> {
     let pids = at_work.iter().chain([&known]);
     let pids = pids.map(|workload| format!("--pid={}", workload.pid()));
     let pids: Vec<String> = pids.collect();
-    let options = ["record", "--stats", STATS, "-F", "199", "-o", "p.folded"];
+    let options = ["record", "--stats", STATS, "-F", "199", "-d", "5m", "-o", "p.folded"];
     let options = options.into_iter().chain(pids.iter().map(String::as_str));
-    let recording = spanprof.start(&options.collect::<Vec<_>>())?;
+    let mut recording = spanprof.command(&options.collect::<Vec<_>>());
+    recording.env("RUST_LOG", "info,profiler_user::capture=debug");
+    let mut recording = Running::start(&mut recording)?;
     recording.wait_until_sampling()?;
+    recording.log(PROBED)?;
+    known.end()?;
     if let Some(verified) = verified_instructions(recording.pid())? {
         println!("guest: {verified} instructions verified");
         ensure!(verified <= VERIFIED_MAX, "the largest program is near the verifier's limit");
@@ -114,8 +121,6 @@ fn run() -> Result<()> {
     let enough = first.cpu_ticks()? + CPU_TICKS;
     wait_until("enough samples", || Ok(first.cpu_ticks()? >= enough))?;
     at_work.into_iter().try_for_each(|workload| workload.end().map(drop))?;
-    // Its file has a probe by now: that was told when sampling began.
-    known.end()?;
     recording.signal(Signal::INT)?;
     recording.finish()?.succeeded()?;
     let books = spanprof.books()?;
