@@ -392,7 +392,7 @@ impl Inner {
     fn add_hook(&mut self, id: ElfId, offset: u64) {
         let Some(entry) = self.entries.get_mut(&id) else { return };
         let Some(file) = entry.elf.file.as_ref().filter(|_| entry.hook.is_none()) else { return };
-        entry.hook = Some(self.hooks.add(id, Arc::clone(file), offset));
+        entry.hook = Some(self.hooks.add(&entry.elf, file, offset));
         while let Some(oldest) = self.hooks.over(self.limits.hooks) {
             let Some(entry) = self.entries.get_mut(&oldest) else { break };
             let Some(stamp) = entry.hook.take() else { break };

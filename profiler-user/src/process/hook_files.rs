@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs::File, sync::Arc};
 
-use super::ElfId;
 use super::use_order::{Stamp, UseOrder};
+use super::{ElfFile, ElfId};
 
 /// A file whose processes are to be heard, or not any more.
 #[derive(Clone, Debug)]
@@ -12,6 +12,8 @@ pub enum HookFact {
     Attach {
         /// The file.
         file: Arc<File>,
+        /// What processes call it.
+        path: Arc<str>,
         /// Where the hook is in it, as the file says.
         offset: u64,
     },
@@ -32,9 +34,10 @@ pub(super) struct HookFiles {
 
 impl HookFiles {
     /// A file with a hook was opened; gives its place among them.
-    pub(super) fn add(&mut self, id: ElfId, file: Arc<File>, offset: u64) -> Stamp {
-        self.facts.insert(id, HookFact::Attach { file, offset });
-        self.by_use.insert(id)
+    pub(super) fn add(&mut self, elf: &ElfFile, file: &Arc<File>, offset: u64) -> Stamp {
+        let (file, path) = (Arc::clone(file), Arc::clone(&elf.path));
+        self.facts.insert(elf.id, HookFact::Attach { file, path, offset });
+        self.by_use.insert(elf.id)
     }
 
     pub(super) fn touch(&mut self, stamp: &mut Stamp) {

@@ -21,8 +21,7 @@ const AFTER_FORK_FIRST: usize = 3;
 /// The exit is reported while the process still exits.
 const AFTER_EXIT: [u64; 2] = [20 * MILLISECOND, SECOND];
 
-/// What calls the hook publishes all else before or at once: what it said is worth a look even where
-/// too many are taken for one at once.
+/// Only where too many are looked at for a look at once.
 const AFTER_HOOK: [u64; 1] = [5 * MILLISECOND];
 
 /// A look at a process.

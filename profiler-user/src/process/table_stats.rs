@@ -51,7 +51,8 @@ pub struct TableStats {
     pub slots_by_dynamic_symbol: u64,
     /// Slots that a process named by span-marker's hook.
     pub slots_by_hook: u64,
-    /// How long after its start the first slot of a program was found by its hook.
+    /// How long after its start the first slot of a program was found by its hook. By the hook or by
+    /// a look is what the table heard of first; the kernel side hears the hook at once.
     pub slots_by_hook_after: SlotDelays,
     /// How long after its start the first slot of a program was found by looking at it; not of
     /// those that ran before.

@@ -97,13 +97,13 @@ fn run(uprobes: &Uprobes, facts: &Receiver<(ElfId, HookFact)>, stats: &Mutex<Hoo
         match fact {
             // It lost its probe and got it back before this thread heard of it.
             HookFact::Attach { .. } if attached.contains_key(&id) => {}
-            HookFact::Attach { file, offset } => {
+            HookFact::Attach { file, path, offset } => {
                 let probe = uprobes.attach(&file, offset);
                 match &probe {
-                    Ok(_) => tracing::debug!(id = id.0, "a hook has a probe"),
+                    Ok(_) => tracing::debug!(%path, "a hook has a probe"),
                     Err(error) => {
                         let error = error as &dyn std::error::Error;
-                        tracing::debug!(id = id.0, error, "a hook without a probe");
+                        tracing::debug!(%path, error, "a hook without a probe");
                     }
                 }
                 *count(&mut lock(stats), &probe) += 1;
