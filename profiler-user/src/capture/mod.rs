@@ -17,7 +17,7 @@ mod drain;
 mod object;
 mod sampler;
 
-pub use batch::{Batch, Next};
+pub use batch::{Batch, CodeMappings, Next};
 pub use control::Control;
 pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};
 pub use counters::Counters;

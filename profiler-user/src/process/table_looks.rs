@@ -189,7 +189,7 @@ impl ProcessTable {
         self.look(pid, ReadMaps::IfResized);
         let named = self.names_attribute(pid, greatest);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now) }
+        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now, Some(0)) }
     }
 
     fn names_attribute(&self, pid: Pid, index: u8) -> bool {
