@@ -229,7 +229,7 @@ mod tests {
     use crate::decode::{Addr, SpanId, TraceId};
 
     fn service(name: &str) -> Arc<ServiceIdentity> {
-        Arc::new(ServiceIdentity { name: name.to_owned(), namespace: None })
+        Arc::new(ServiceIdentity::named(name))
     }
 
     fn sample(of: &str, stack: &[u64], span: Option<u8>) -> AttributedSample {

@@ -176,6 +176,10 @@ impl Collector {
             _ => {}
         }
         self.table.refresh(sample.pid, sample.at, &addresses);
+        let attributes = sample.span.iter().flat_map(|span| &span.attributes);
+        if let Some(greatest) = attributes.map(|(key, _)| *key).max() {
+            self.table.refresh_attribute_keys(sample.pid, sample.at, greatest);
+        }
         let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
             Some((process, stale)) => (Arc::clone(process), stale),
             None => {

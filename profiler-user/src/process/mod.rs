@@ -11,6 +11,7 @@ mod context_proto;
 mod elf_file;
 mod elf_reader;
 mod elf_registry;
+mod elf_tls;
 #[cfg(test)]
 mod fake_proc;
 mod go_labels;
@@ -32,6 +33,7 @@ mod span_slot;
 mod table;
 mod table_looks;
 mod table_stats;
+mod tls_slot;
 mod use_order;
 mod vdso;
 mod view;
@@ -44,9 +46,10 @@ pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
-pub use span_slot::{span_note_of_file, span_slot_of_file};
+pub use span_slot::{FoundSlot, SlotSource, span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
 pub use table_stats::TableStats;
+pub use tls_slot::TlsModel;
 pub use view::{Process, Unreadable};
 
 #[cfg(test)]

@@ -8,12 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use profiler_common::span::SpanSlots;
-
 use super::maps::{ContextMapping, EntryName, Maps};
 use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
-use super::span_slot::{SlotFinder, SlotSource};
+use super::span_slot::{FoundSlots, SlotFinder, SpanFiles, find_slots};
 use super::{
     Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
     ServiceIdentity, TableStats, Unreadable,
@@ -31,6 +29,7 @@ pub(super) struct Facts {
     pub(super) maps_len: usize,
     contexts: Vec<ContextMapping>,
     context: Option<Arc<ProcessContext>>,
+    span_files: Option<SpanFiles>,
     identity: Identity,
 }
 
@@ -47,7 +46,7 @@ struct Identity {
 pub(super) struct Looked {
     pub(super) process: Arc<Process>,
     pub(super) facts: Facts,
-    pub(super) slots: Option<(SpanSlots, SlotSource)>,
+    pub(super) slots: FoundSlots,
 }
 
 /// What reading the mappings gave.
@@ -139,7 +138,10 @@ impl Reader {
         };
         let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
         let context = read_context(&dir, &contexts, known_context, stats);
-        let slots = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs, stats);
+        let known_files = known.and_then(|(_, facts)| facts.span_files.as_ref());
+        let span_files =
+            self.slots.files(&snapshot, identity.main_elf, &self.elfs, known_files, stats);
+        let slots = find_slots(context.as_deref(), &span_files, &dir, stats);
         // A run time begins to write when it makes code, so that each look may find a file.
         let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);
         let known_jit = known.and_then(|(process, _)| process.jit);
@@ -173,6 +175,7 @@ impl Reader {
             maps_len,
             contexts,
             context,
+            span_files: Some(span_files),
             identity,
         };
         Ok(Looked { process, facts, slots })
@@ -194,9 +197,10 @@ impl Reader {
             maps_len: 0,
             contexts: Vec::new(),
             context: None,
+            span_files: None,
             identity: Identity { name, main_elf: None, told: None },
         };
-        Looked { process: Arc::new(process), facts, slots: None }
+        Looked { process: Arc::new(process), facts, slots: FoundSlots::default() }
     }
 
     fn snapshot(

@@ -19,6 +19,7 @@ use profiler_common::span::SpanSlots;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
+use super::span_slot::FoundSlot;
 use super::use_order::{Stamp, UseOrder};
 use super::{
     ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
@@ -104,7 +105,7 @@ pub struct ProcessTable {
     pub(super) mappings: usize,
     pub(super) looks: Looks,
     pub(super) look_allowance: Allowance,
-    read_allowance: Allowance,
+    pub(super) read_allowance: Allowance,
     pub(super) rescan: Rescan,
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
@@ -141,7 +142,9 @@ pub(super) struct Entry {
     /// It was seen to be gone.
     pub(super) gone: bool,
     pub(super) backoff: Backoff,
-    pub(super) slots: Option<SpanSlots>,
+    /// Of reads for the names of attributes.
+    pub(super) keys_backoff: Backoff,
+    pub(super) slots: Vec<FoundSlot>,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
@@ -266,6 +269,12 @@ impl ProcessTable {
         self.processes.get(&pid)?.images.walked(at, epoch)
     }
 
+    /// Where a process's threads publish their spans, as far as that is known, and how it was found.
+    #[must_use]
+    pub fn slots(&self, pid: Pid) -> &[FoundSlot] {
+        self.processes.get(&pid).map_or(&[], |entry| &entry.slots)
+    }
+
     /// The ELF files of all processes. Clones share them, and may go to another thread.
     #[must_use]
     pub fn elfs(&self) -> &ElfRegistry {
@@ -312,6 +321,7 @@ impl ProcessTable {
         entry.exited_at = None;
         entry.gone = false;
         entry.backoff = Backoff::default();
+        entry.keys_backoff = Backoff::default();
         entry.generation = generation;
         self.push_image(pid, at, Arc::new(Process::not_read(pid, Some(Unreadable::NotRead))));
         self.schedule(Look::after_exec(pid, at, generation));
@@ -388,7 +398,8 @@ impl ProcessTable {
                 exited_at: None,
                 gone: false,
                 backoff: Backoff::default(),
-                slots: None,
+                keys_backoff: Backoff::default(),
+                slots: Vec::new(),
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
@@ -408,7 +419,8 @@ impl ProcessTable {
     }
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
-        if self.processes.get_mut(&pid).and_then(|entry| entry.slots.take()).is_some() {
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        if !std::mem::take(&mut entry.slots).is_empty() {
             self.control.insert(pid, None);
         }
     }
