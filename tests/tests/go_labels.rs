@@ -142,8 +142,9 @@ mod tests {
         (counts, all)
     }
 
-    /// Both drew samples from the same time: four times what chance explains, and a point for what
-    /// the two take differently (Go's profiler loses signals, and begins when it is started).
+    /// Both drew samples from the same time: four times what chance explains, and two points for
+    /// what they do differently. Go's profiler begins when it is started, and takes a thread that
+    /// sleeps and wakes often for less than it uses.
     #[track_caller]
     fn same_shares(ours: (BTreeMap<&str, u64>, u64), own: (BTreeMap<&str, u64>, u64)) {
         let keys: BTreeSet<_> = ours.0.keys().chain(own.0.keys()).copied().collect();
@@ -154,7 +155,7 @@ mod tests {
             let (ours_share, own_share) = (share(&ours), share(&own));
             let p = f64::midpoint(ours_share, own_share);
             let spread = (p * (1.0 - p) * (1.0 / real(ours.1) + 1.0 / real(own.1))).sqrt();
-            let allowed = 4.0 * spread + 0.01;
+            let allowed = 4.0 * spread + 0.02;
             let told = format!("{key}: {ours_share:.4}, Go says {own_share:.4} ± {allowed:.4}");
             println!("{told}");
             assert!((ours_share - own_share).abs() < allowed, "{told}");
@@ -185,7 +186,7 @@ mod tests {
         // What Go's profiler saw more than by chance is there.
         let (own_ids, _) = by(&own.samples, |(id, ..)| id);
         let (our_ids, _) = by(&ours.samples, |(id, ..)| id);
-        for (id, count) in own_ids.iter().filter(|(_, count)| **count >= 5) {
+        for (id, count) in own_ids.iter().filter(|(_, count)| **count >= 3) {
             assert!(our_ids.contains_key(id), "{id:?} has {count} samples in Go's own profile");
         }
         // As many of each span, and of each route.
