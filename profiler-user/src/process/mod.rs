@@ -29,6 +29,7 @@ mod reader;
 mod recorded;
 mod service;
 mod snapshot;
+mod span_files;
 mod span_slot;
 mod table;
 mod table_looks;
