@@ -85,13 +85,19 @@ macro_rules! require_one {
     (Pyroscope) => {
         $crate::require::file(
             "SPANPROF_PYROSCOPE",
-            "no Pyroscope server: `cargo xtask setup` builds it where Go 1.24 or newer is",
+            "no Pyroscope server: `cargo xtask setup` builds it where Go 1.25 or newer is",
         )
     };
     (Go) => {
         $crate::require::file(
             "SPANPROF_PPROF_READER",
-            "no reader of pprof: `cargo xtask setup` builds it where Go 1.24 or newer is",
+            "no reader of pprof: `cargo xtask setup` builds it where Go 1.25 or newer is",
+        )
+    };
+    (GrafanaGo) => {
+        $crate::require::file(
+            "SPANPROF_GRAFANA_GO",
+            "no service with Grafana's SDK: `cargo xtask setup` builds it where Go 1.25 or newer is",
         )
     };
     (GoToolchain) => {

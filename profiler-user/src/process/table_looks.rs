@@ -296,8 +296,8 @@ impl ProcessTable {
             self.control.insert(pid, Some(slots));
             if let Some(first) = found.list.first() {
                 *match first.source {
-                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::GoRuntime => &mut self.stats.slots_of_go,
+                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::Note => &mut self.stats.slots_by_note,
                     SlotSource::DynamicSymbol => &mut self.stats.slots_by_dynamic_symbol,
                     SlotSource::SymbolTable => &mut self.stats.slots_by_symbol_table,
