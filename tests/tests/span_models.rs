@@ -139,6 +139,42 @@ mod tests {
         check(&spanprof, running, &[("symbol_table", "local_exec")]);
     }
 
+    /// A program of musl's and a library, by that loader.
+    fn musl_library(musl: &Path, loader: &Path, how: Library, model: &[&str]) -> Running {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("libspan_slot.so");
+        let flags = [&["-shared", "-fPIC", "-nostdlib"], model].concat();
+        let library = Program::compile_by(musl, "span_slot.c", &flags).unwrap();
+        std::fs::copy(library.path(), &path).unwrap();
+        let (path, loader) = (path.to_str().unwrap(), loader.to_str().unwrap());
+        let interpreter = format!("-Wl,--dynamic-linker={loader}");
+        let opened = format!("-DSLOT_OPENED=\"{path}\"");
+        let own = match how {
+            Library::Linked => vec!["-DSLOT_LINKED", "-Wl,--no-as-needed", path],
+            Library::Opened => vec![&*opened],
+        };
+        let common = ["-O2", "-fno-omit-frame-pointer", &interpreter, loader];
+        let flags = [&THREADS[..], &common, &own].concat();
+        let program = Program::compile_by(musl, "spans.c", &flags).unwrap();
+        start(SpanWriter::of(program).unwrap(), Some(folder), "")
+    }
+
+    #[test]
+    fn of_a_musl_library() {
+        require!(Root);
+        let (spanprof, musl) = (require!(Spanprof), require!(Musl));
+        let loader = require!(MuslLoader).canonicalize().unwrap();
+        let of = |how, model: &[&str]| musl_library(&musl, &loader, how, model);
+        let by_module = [("dynamic_symbol", "general_dynamic")];
+        check(&spanprof, of(Library::Linked, &[]), &by_module);
+        check(&spanprof, of(Library::Opened, &[]), &by_module);
+        let descriptor = ["-mtls-dialect=gnu2"];
+        let linked = [("dynamic_symbol", "static_descriptor")];
+        check(&spanprof, of(Library::Linked, &descriptor), &linked);
+        let opened = [("dynamic_symbol", "dynamic_descriptor")];
+        check(&spanprof, of(Library::Opened, &descriptor), &opened);
+    }
+
     #[test]
     fn of_a_library_that_is_there_from_the_start() {
         require!(Root);
