@@ -45,6 +45,7 @@ impl std::fmt::Display for Missing {
 /// | `Gdb` | the path of the GNU debugger |
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Gold` | the path of the linker gold, as `ld.gold` |
+/// | `MuslLoader` | musl's `libc.so`, which is its loader too |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -120,6 +121,9 @@ macro_rules! require_one {
     };
     (Gold) => {
         $crate::require::program("ld.gold")
+    };
+    (MuslLoader) => {
+        $crate::require::tool("ld-musl", "SPANPROF_MUSL_LOADER")
     };
     (Mold) => {
         $crate::require::tool("ld.mold", "SPANPROF_MOLD")
