@@ -29,6 +29,8 @@ pub struct Build<'a> {
     pub target: Option<&'a str>,
     /// For the program or library alone.
     pub arguments: &'a [&'a str],
+    /// Whether cargo may download what it needs.
+    pub online: bool,
     /// More for cargo.
     pub cargo: &'a [&'a str],
     /// More for cargo's environment.
@@ -104,7 +106,8 @@ impl Packages {
         }
         cargo.current_dir(&self.folder).env("RUSTFLAGS", build.rustflags);
         cargo.envs(build.environment.iter().copied());
-        cargo.args(["rustc", "--quiet", "--offline", "--package", build.package]);
+        cargo.args(["rustc", "--quiet", "--package", build.package]);
+        cargo.args((!build.online).then_some("--offline"));
         cargo.args(["--profile", build.profile]).args(build.cargo);
         cargo.arg("--target-dir").arg(&target_dir);
         let mut built = target_dir;
@@ -120,6 +123,32 @@ impl Packages {
         built.push(if build.package == "plugin" { "libplugin.so" } else { build.package });
         Ok(built)
     }
+}
+
+/// A folder with the `libunwind.a` that Rust's standard library wants, of gcc's own; which wants a
+/// function of glibc that musl does not have, and does without.
+///
+/// # Errors
+/// There is no C compiler.
+pub fn unwinder_for_musl(folder: &Path) -> Result<PathBuf> {
+    let folder = folder.join("unwinder_for_musl");
+    write(&folder.join("stub.c"), "int _dl_find_object(void *a, void *b) { return -1; }\n")?;
+    let run = |program: &str, arguments: &[&str], input: &str| -> Result<String> {
+        write(&folder.join("input"), input)?;
+        let input = fs::File::open(folder.join("input")).context("no input")?;
+        let mut command = Command::new(program);
+        command.current_dir(&folder).args(arguments).stdin(input);
+        let output = command.output().with_context(|| format!("cannot run {program}"))?;
+        if !output.status.success() {
+            bail!("{program}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let of_gcc = run("cc", &["-print-file-name=libgcc_eh.a"], "")?;
+    run("cc", &["-c", "stub.c"], "")?;
+    let script = format!("CREATE libunwind.a\nADDLIB {of_gcc}\nADDMOD stub.o\nSAVE\nEND\n");
+    run("ar", &["-M"], &script)?;
+    Ok(folder)
 }
 
 /// Does not touch a file that is right already.

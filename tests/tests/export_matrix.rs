@@ -1,7 +1,8 @@
 //! However a program or a library with span-marker is linked, it runs, and its slot is found: by the
 //! note always, by the dynamic symbols where the linker exports them without being told to.
 
-#![cfg(all(test, target_arch = "x86_64"))]
+#![cfg(test)]
+#![cfg(target_arch = "x86_64")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -13,7 +14,7 @@ use object::{Endianness, Object as _, ObjectSymbol as _, elf};
 use profiler_common::span::THREAD_CONTEXT_SYMBOL;
 use profiler_common::span_note::{HOOK_SYMBOL, INFO_ABI, INFO_MAGIC, INFO_STATIC};
 use profiler_user::process::{span_note_of_file, span_slot_of_file};
-use spanprof_tests::export_matrix::{Build, Packages, Running};
+use spanprof_tests::export_matrix::{Build, Packages, Running, unwinder_for_musl};
 use spanprof_tests::require;
 
 /// In `.dynsym`, or found by the note only.
@@ -180,6 +181,51 @@ fn statically() {
             ..Build::default()
         };
         check_program(&packages, &build, exported);
+    }
+}
+
+/// Where musl has what a program starts with, as its compiler would tell the linker.
+fn start_files(gcc: &Path) -> String {
+    let output = Command::new(gcc).args(["-static", "-###", "-x", "c", "/dev/null"]).output();
+    let text = String::from_utf8(output.unwrap().stderr).unwrap();
+    let mut words = text.split_whitespace().map(|word| word.trim_matches('"'));
+    words.find_map(|word| word.strip_suffix("/crti.o")).unwrap().to_owned()
+}
+
+/// With musl, at a fixed address and not: `musl-gcc` knows nothing of the second.
+#[test]
+fn statically_with_musl() {
+    let gcc = require!(Musl);
+    let (rustc, library) = require!(MuslRust);
+    let packages = packages();
+    let unwinder = unwinder_for_musl(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
+    let rustflags = format!(
+        "-Clinker={} -Clink-self-contained=no -Ctarget-feature=+crt-static -Lnative={}",
+        gcc.display(),
+        unwinder.display()
+    );
+    let folder = start_files(&gcc);
+    let start = ["rcrt1.o", "crti.o", "crtn.o"].map(|name| format!("-Clink-arg={folder}/{name}"));
+    let mut pie = vec!["-Clink-arg=-nostartfiles"];
+    pie.extend(start.iter().map(String::as_str));
+    pie.push("-Clink-arg=-Wl,-static,-pie,--no-dynamic-linker,-z,text");
+    let [rustc, library] = [&rustc, &library].map(|path| path.to_str().unwrap());
+    for arguments in [["-Crelocation-model=static"].as_slice(), &pie] {
+        let build = Build {
+            profile: "fat",
+            rustflags: &rustflags,
+            target: Some("x86_64-unknown-linux-musl"),
+            arguments,
+            online: true,
+            cargo: &["-Zbuild-std=std,panic_abort"],
+            environment: &[
+                ("RUSTC", rustc),
+                ("RUSTC_BOOTSTRAP", "1"),
+                ("__CARGO_TESTS_ONLY_SRC_ROOT", library),
+            ],
+            ..Build::default()
+        };
+        check_program(&packages, &build, Neither);
     }
 }
 
