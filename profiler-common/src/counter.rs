@@ -14,7 +14,7 @@ macro_rules! counters {
 }
 
 /// How many counters there are.
-pub const COUNTERS_LEN: u32 = 31;
+pub const COUNTERS_LEN: u32 = 32;
 
 counters! {
     /// Timer ticks on a task that is to be sampled. Each becomes a record or a `LOST_*`.
@@ -81,4 +81,7 @@ counters! {
     REUSE_SAME = 29 => "reuse_same",
     /// When reuse is checked: a stack that is another without it. Never to be seen.
     REUSE_DIFFERENT = 30 => "reuse_different",
+    /// A sample without a span of a thread with more labels than are looked at. It is one of
+    /// `SPAN_NONE`.
+    SPAN_LABELS_CUT = 31 => "span_labels_cut",
 }

@@ -5,6 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// The thread-local symbol that points to the active record (OTEP 4947, "Thread Local Variable").
 pub const THREAD_CONTEXT_SYMBOL: &str = "otel_thread_ctx_v1";
 
+/// The thread-local symbol that points to the label set of custom-labels v1.
+pub const CUSTOM_LABELS_SYMBOL: &str = "custom_labels_current_set";
+
 /// The process-context attribute that names the thread record's schema.
 pub const SCHEMA_VERSION_KEY: &str = "threadlocal.schema_version";
 
@@ -51,9 +54,102 @@ pub struct SpanHeader {
 
 const _: () = assert!(size_of::<SpanHeader>() == SPAN_HEADER_LEN);
 
+/// `SpanHeader::valid` of what the BPF program makes of a thread's labels, for user space only:
+/// [`LabelRecord`]. From a process it is as invalid as any other value.
+pub const VALID_FROM_LABELS: u8 = 2;
+
+/// How many labels of a thread are looked at.
+pub const LABELS_MAX: usize = 32;
+
+/// The most bytes of a span's name that are taken from a label.
+pub const LABEL_NAME_MAX: usize = 255;
+
+/// What the BPF program makes of a thread's labels: a thread context record whose ids are zero,
+/// and whose attributes have fixed places. A label that is not there is all zeros. The name, of up
+/// to [`LABEL_NAME_MAX`] bytes, follows.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LabelRecord {
+    /// `valid` is [`VALID_FROM_LABELS`], the ids are zero.
+    pub header: SpanHeader,
+    /// The label `span_id`: 16 hex digits. What has a byte more is no id.
+    pub span_id: LabelValue<17>,
+    /// The label `trace_id`: 32 hex digits.
+    pub trace_id: LabelValue<33>,
+    /// The label `profile_id`, which Grafana's SDKs had before `span_id`.
+    pub profile_id: LabelValue<17>,
+    /// The key of the last attribute, the label `span_name`.
+    pub name_key: u8,
+    /// Its length in bytes.
+    pub name_len: u8,
+}
+
+/// A label of a fixed place, filled up with zeros.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct LabelValue<const LEN: usize> {
+    /// The attribute's key.
+    pub key: u8,
+    /// `LEN`.
+    pub len: u8,
+    /// The label's first bytes.
+    pub value: [u8; LEN],
+}
+
+const _: () =
+    assert!(size_of::<LabelRecord>() + LABEL_NAME_MAX <= SPAN_HEADER_LEN + SPAN_ATTRIBUTES_MAX);
+
+impl LabelRecord {
+    /// Without any label.
+    pub const EMPTY: Self = Self {
+        header: SpanHeader {
+            trace_id: [0; 16],
+            span_id: [0; 8],
+            valid: VALID_FROM_LABELS,
+            // Labels are set for sampled spans only.
+            trace_flags: 1,
+            attributes_len: [0; 2],
+        },
+        span_id: LabelValue::empty(0),
+        trace_id: LabelValue::empty(1),
+        profile_id: LabelValue::empty(2),
+        name_key: 3,
+        name_len: 0,
+    };
+
+    /// [`Self::EMPTY`] as words, with zeros behind it.
+    pub const EMPTY_WORDS: [u64; LABEL_RECORD_WORDS] = {
+        let bytes: [u8; size_of::<Self>()] = zerocopy::transmute!(Self::EMPTY);
+        let mut words = [[0; 8]; LABEL_RECORD_WORDS];
+        let mut at = 0;
+        while at < bytes.len() {
+            words[at / 8][at % 8] = bytes[at];
+            at += 1;
+        }
+        zerocopy::transmute!(words)
+    };
+}
+
+/// The words that a [`LabelRecord`] without a name fills.
+pub const LABEL_RECORD_WORDS: usize = size_of::<LabelRecord>().div_ceil(8);
+
+impl<const LEN: usize> LabelValue<LEN> {
+    #[expect(clippy::cast_possible_truncation, reason = "asserted in the line below")]
+    const fn empty(key: u8) -> Self {
+        const { assert!(LEN <= u8::MAX as usize) };
+        Self { key, len: LEN as u8, value: [0; LEN] }
+    }
+}
+
 /// How many places a process is looked at for a thread's span: a program and its libraries may each
 /// have one.
 pub const SPAN_SLOTS_MAX: usize = 4;
+
+/// `SpanSlot::dtv_entry_shift` of glibc, whose entries are a pointer to a thread's block, and one to
+/// what is to be freed.
+pub const GLIBC_DTV_ENTRY_SHIFT: u8 = 4;
+/// `SpanSlot::dtv_entry_shift` of musl.
+pub const MUSL_DTV_ENTRY_SHIFT: u8 = 3;
 
 /// `SpanSlot::format`: there is no slot here, nor behind.
 pub const SLOT_EMPTY: u8 = 0;
@@ -84,7 +180,7 @@ pub struct SpanSlot {
     pub module: u32,
     /// Distance in bytes from the thread pointer to the pointer to the DTV.
     pub dtv_offset: i16,
-    /// A DTV entry is `1 << dtv_entry_shift` bytes: 4 for glibc, 3 for musl.
+    /// A DTV entry is `1 << dtv_entry_shift` bytes: one of `*_DTV_ENTRY_SHIFT`.
     pub dtv_entry_shift: u8,
     /// One of `SLOT_*`.
     pub format: u8,

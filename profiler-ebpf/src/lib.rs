@@ -6,6 +6,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod bounded;
+pub mod label_list;
 pub mod lookup;
 pub mod machine;
 pub mod span_record;

@@ -10,6 +10,7 @@
     reason = "the log macro's closures, before they are inlined; the verifier has the last word"
 )]
 
+mod labels;
 mod maps;
 mod process;
 mod registers;

@@ -18,8 +18,10 @@ use profiler_common::{
 };
 use profiler_ebpf::lookup::MappingSegment;
 
+use crate::labels::Labels;
 use crate::registers::REGISTERS;
 use crate::reuse::Remembered;
+use crate::span::Found;
 use crate::walk::Walk;
 
 /// Samples on their way to user space. User space sizes it by CPUs and frequency; when it is full a
@@ -110,6 +112,10 @@ pub(crate) struct Scratch {
     pub(crate) registers: [u64; REGISTERS],
     /// A copy of a part of the user stack.
     pub(crate) window: [u64; WINDOW_WORDS],
+    /// The thread's span, as far as it was found.
+    pub(crate) span: Found,
+    /// Where the reading of its labels stands.
+    pub(crate) labels: Labels,
 }
 
 /// Words of the stack that are copied at a time: 2 KiB. A copy costs little more than a read of one

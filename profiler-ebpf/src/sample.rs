@@ -33,7 +33,7 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
     if walk::is_under_way(scratch) {
         walk::go_on::<false>(scratch, current_tid());
     }
-    finish(ctx, scratch);
+    finish::<false>(ctx, scratch);
 }
 
 /// Takes one sample of the running task, as far as a bounded loop goes; deeper stacks are handed on
@@ -49,7 +49,7 @@ pub(crate) fn sample_bounded(ctx: &PerfEventContext) {
         // SAFETY: the program there is of this type.
         unsafe { REST.tail_call(ctx, 0) };
     }
-    finish(ctx, scratch);
+    finish::<true>(ctx, scratch);
 }
 
 /// Goes on with a walk that [`sample_bounded`] began on this CPU.
@@ -59,7 +59,7 @@ pub(crate) fn rest(ctx: &PerfEventContext) {
     // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
     let scratch = unsafe { &mut *scratch };
     walk::go_on::<true>(scratch, 0);
-    finish(ctx, scratch);
+    finish::<true>(ctx, scratch);
 }
 
 /// Everything of a sample but the walk: one copy of a part of the stack, and a record of 300 bytes.
@@ -67,7 +67,7 @@ pub(crate) fn rest(ctx: &PerfEventContext) {
 #[inline(always)]
 pub(crate) fn floor(ctx: &PerfEventContext) {
     let Some(scratch) = begin::<false>(ctx) else { return };
-    finish(ctx, scratch);
+    finish::<true>(ctx, scratch);
 }
 
 /// Everything up to the walk; `None` if no sample is taken.
@@ -115,9 +115,9 @@ fn begin<const WALK: bool>(ctx: &PerfEventContext) -> Option<&'static mut Scratc
     Some(scratch)
 }
 
-/// Everything after the walk.
+/// Everything after the walk. `BOUNDED`: without `bpf_loop`.
 #[inline(always)]
-fn finish(ctx: &PerfEventContext, scratch: &mut Scratch) {
+fn finish<const BOUNDED: bool>(ctx: &PerfEventContext, scratch: &mut Scratch) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let (tgid, tid) = ((pid_tgid >> 32) as u32, (pid_tgid & 0xffff_ffff) as u32);
     walk::end(scratch, tgid);
@@ -125,7 +125,7 @@ fn finish(ctx: &PerfEventContext, scratch: &mut Scratch) {
         debug!(ctx, "no user registers for thread {}", tid);
     }
     let frames = frames(scratch);
-    let span = read_span(ctx, tgid, scratch, frames);
+    let span = read_span::<BOUNDED>(ctx, tgid, scratch, frames);
     let header = &mut scratch.header;
     header.span = span.status;
     header.span_len = span.len as u16;

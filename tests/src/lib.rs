@@ -7,6 +7,7 @@ pub mod wait;
 pub mod made_elf;
 pub mod process_context;
 pub mod span_writer;
+pub mod switches;
 pub mod workload;
 pub mod export_matrix;
 

@@ -43,7 +43,6 @@ impl std::fmt::Display for Missing {
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
-/// | `GoToolchain` | the path of `go` |
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Gold` | the path of the linker gold, as `ld.gold` |
 /// | `MuslRust` | the compiler, and the source of the library, that make programs for musl |
@@ -110,9 +109,6 @@ macro_rules! require_one {
     };
     (Perl) => {
         $crate::require::program("perl")
-    };
-    (GoToolchain) => {
-        $crate::require::program("go")
     };
     (Musl) => {
         $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")

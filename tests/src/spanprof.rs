@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::Errno;
@@ -11,7 +12,7 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::child::{Said, Watched, wait_until};
+use crate::child::{DEADLINE, Said, Watched, wait_until};
 use crate::profile::{Folded, Pprof, SpanTable};
 
 /// The file that [`Spanprof::books`] reads.
@@ -267,7 +268,16 @@ impl Running {
     ///
     /// It does not end.
     pub fn finish(self) -> Result<Finished> {
-        let Said { status, stdout, stderr } = self.0.finish()?;
+        self.finish_within(DEADLINE)
+    }
+
+    /// Waits for its end, which may take longer than what tests usually wait for.
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub fn finish_within(self, deadline: Duration) -> Result<Finished> {
+        let Said { status, stdout, stderr } = self.0.finish_within(deadline)?;
         Ok(Finished { code: status.code(), stdout, stderr })
     }
 }

@@ -63,8 +63,17 @@ impl Program {
     ///
     /// As [`compile`](Self::compile).
     pub fn with_library(&self, name: &str) -> Result<PathBuf> {
-        let path = self.folder.path().join(format!("lib{name}.so"));
-        compile(name, &["-shared", "-fPIC"], &path)?;
+        self.with_library_as(name, name, &[])
+    }
+
+    /// As [`with_library`](Self::with_library), with a name of its own and more flags.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
+    pub fn with_library_as(&self, name: &str, library: &str, flags: &[&str]) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("lib{library}.so"));
+        compile(name, &[&["-shared", "-fPIC"], flags].concat(), &path)?;
         Ok(path)
     }
 

@@ -46,6 +46,9 @@ struct Arguments {
 enum Measured {
     /// Stack walks, as ratios to everything else that a sample is; about five minutes.
     Unwind,
+    /// The example service's requests a second, with and without span-marker and the profiler; about
+    /// five minutes.
+    Service,
     /// Entering and leaving spans, beside what other libraries cost; about two minutes.
     Marker,
 }
@@ -109,6 +112,7 @@ fn main() -> ExitCode {
         Command::Bench { what: Some(Measured::Unwind), vs } => {
             bench::unwind::command(vs.as_deref())
         }
+        Command::Bench { what: Some(Measured::Service), .. } => bench::service::command(),
         Command::Bench { what: Some(Measured::Marker), .. } => bench::marker::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),

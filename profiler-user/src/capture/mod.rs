@@ -12,11 +12,12 @@ pub mod support;
 
 mod attach;
 mod btf;
+mod code_maps;
 mod drain;
 mod object;
 mod sampler;
 
-pub use batch::{Batch, Next, RecordKind};
+pub use batch::{Batch, Next};
 pub use control::Control;
 pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};
 pub use counters::Counters;

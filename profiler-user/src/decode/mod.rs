@@ -29,7 +29,7 @@ impl std::fmt::Debug for Addr {
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
 
 /// A trace id in W3C byte order.
@@ -58,6 +58,19 @@ macro_rules! hex_display {
 }
 hex_display!(TraceId);
 hex_display!(SpanId);
+
+impl TraceId {
+    /// Not known: labels may have a span's id without its trace's. W3C's invalid id.
+    pub const UNKNOWN: Self = Self([0; 16]);
+
+    /// Reads 32 hex digits of either case; `None` for anything else, and for the invalid id 0.
+    #[must_use]
+    pub fn from_hex(hex: &str) -> Option<Self> {
+        let digits_only = hex.len() == 32 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let id = if digits_only { u128::from_str_radix(hex, 16).ok()? } else { 0 };
+        (id != 0).then(|| Self(id.to_be_bytes()))
+    }
+}
 
 impl SpanId {
     /// Reads 16 hex digits of either case; `None` for anything else, and for the invalid id 0.
@@ -165,21 +178,33 @@ pub enum UserStack {
     UnsupportedRule,
     /// At an unwind rule that leads down the stack.
     BadStep,
-    /// It was walked with the mappings of another program: only its first frame is right.
+    /// It was walked with the mappings of another program, or through code that another file had
+    /// taken the place of: only its first frame is right.
     Stale,
 }
 
-/// A thread's OTEP 4947 record.
+/// A thread's OTEP 4947 record, or what its labels say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanRecord {
-    /// The trace.
+    /// The trace; [`TraceId::UNKNOWN`] where there are labels without it.
     pub trace_id: TraceId,
-    /// The active span.
+    /// The active span, or the one that the labels name.
     pub span_id: SpanId,
+    /// That span's name, where it is a label. A record has it among the attributes.
+    pub label_name: Option<Arc<str>>,
     /// W3C trace flags; bit 0 is "sampled".
     pub trace_flags: u8,
     /// Attributes by key index, as the process context names them; of a repeated key the last.
     pub attributes: Vec<(u8, Arc<str>)>,
+}
+
+impl SpanRecord {
+    /// Whether its trace is kept, as far as was known when the span began (W3C trace flag
+    /// `sampled`).
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.trace_flags & 1 != 0
+    }
 }
 
 /// Why a sample has no span.
@@ -193,6 +218,8 @@ pub enum NoSpan {
     Invalid,
     /// An id of the record is zero.
     ZeroIds,
+    /// The thread's labels have a span's id, or a trace's, that is none.
+    LabelsMalformed,
     /// The thread pointer, the slot or the record cannot be read.
     Unreadable,
 }
@@ -225,4 +252,30 @@ pub enum ProcessEventKind {
         /// The code.
         address: Addr,
     },
+}
+
+/// A process has mapped something to run it. The kernel itself reports that, not a BPF program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeMapping {
+    /// When. No code ran there before.
+    pub at: BootTime,
+    /// The process.
+    pub pid: Pid,
+    /// The first address.
+    pub begin: Addr,
+    /// The address behind the last one.
+    pub end: Addr,
+    /// Where in the file `begin` is.
+    pub file_offset: u64,
+    /// What is mapped.
+    pub file: FileNumber,
+}
+
+/// What the kernel tells files apart by: zeros where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileNumber {
+    /// Its file system, as `(major, minor)`.
+    pub device: (u32, u32),
+    /// Its inode there.
+    pub inode: u64,
 }

@@ -70,7 +70,7 @@ pub(crate) fn window(seen: &[Seen], elf_ids: [u32; 2]) -> (Window, Names) {
             stack.push(location);
         }
         let (group, rows) = groups.entry(seen.service).or_insert_with(|| {
-            let service = ServiceIdentity { name: seen.service.to_owned(), namespace: None };
+            let service = ServiceIdentity::named(seen.service);
             let group = Group {
                 service: Arc::new(service),
                 main_elf: Some(ElfId(elf_ids[0])),
@@ -86,6 +86,7 @@ pub(crate) fn window(seen: &[Seen], elf_ids: [u32; 2]) -> (Window, Names) {
                 trace_id: TraceId([number; 16]),
                 span_id: SpanId([number; 8]),
                 name: name.map(Arc::from),
+                attributes: Arc::default(),
             };
             group.spans.insert_full(span).0
         });

@@ -8,7 +8,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::error_text;
-use crate::process::{Backing, ElfId, ElfRegistry, Process};
+use crate::process::{Backing, ElfId, ElfRegistry, Process, SlotSource};
 use crate::unwind::{BuildError, Limits, Source, TableStats, UnwindTable, build};
 
 /// What is known of a file.
@@ -23,7 +23,14 @@ pub(super) struct FileReport {
     pub(super) build_us: u128,
     /// For a file that was asked for: where it would have its span slot as a main executable.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) span_slot: Option<i64>,
+    pub(super) span_slot: Option<FileSlotReport>,
+}
+
+/// What a file's symbols say of the span slot.
+#[derive(Debug, Serialize)]
+pub(super) struct FileSlotReport {
+    pub(super) tp_offset: i64,
+    pub(super) found_by: SlotSource,
 }
 
 #[derive(Debug, Serialize)]

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use self::files::{FileReport, Files};
+use self::files::{FileReport, FileSlotReport, Files};
 use self::stopped::{StopError, StoppedThread};
 use self::walk::{WalkReport, walk};
 use crate::attribute::{Location, location};
@@ -24,8 +24,8 @@ use crate::clock::boot_now;
 use crate::config::{InspectConfig, InspectTarget};
 use crate::decode::{Frame, Pid};
 use crate::process::{
-    Backing, ControlFact, JitId, Proc, Process, ProcessTable, TableLimits, TableStats, Unreadable,
-    span_slot_of_file,
+    Backing, FoundSlot, JitId, Proc, Process, ProcessTable, SlotSource, TableLimits, TableStats,
+    TlsModel, Unreadable, span_slot_of_file,
 };
 use crate::symbolize::{Names, PerfMapStats, Symbolizer, SymbolizerConfig};
 
@@ -69,7 +69,8 @@ struct ProcessReport {
     pid: u32,
     name: String,
     service: String,
-    span_slot: Option<SlotReport>,
+    /// In the order in which they are looked at.
+    span_slots: Vec<SlotReport>,
     attribute_keys: Vec<String>,
     perf_map: PerfMapReport,
     mappings: Vec<MappingReport>,
@@ -79,11 +80,17 @@ struct ProcessReport {
     threads_left_out: usize,
 }
 
-/// Where the threads of a process publish their spans.
+/// A place where the threads of a process publish their spans.
 #[derive(Debug, Serialize)]
 struct SlotReport {
-    tp_offset: i64,
-    found_by: &'static str,
+    found_by: SlotSource,
+    tls_model: TlsModel,
+    /// From the thread pointer; from the start of the thread's block if there is a module.
+    offset: i64,
+    /// The number in the thread's dynamic thread vector.
+    module: Option<u32>,
+    /// The file that defines it, where that is known.
+    file: Option<String>,
 }
 
 /// What names the code that a process makes.
@@ -155,7 +162,8 @@ fn inspect_file(path: &Path) -> Result<FileReport, InspectError> {
     };
     let file = open().map_err(|source| InspectError::Open { path: path.to_owned(), source })?;
     let (mut report, _table) = files::report(&path.display().to_string(), Some(&file));
-    report.span_slot = span_slot_of_file(&file);
+    let slot = span_slot_of_file(&file);
+    report.span_slot = slot.map(|(tp_offset, found_by)| FileSlotReport { tp_offset, found_by });
     Ok(report)
 }
 
@@ -169,12 +177,6 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
     if let Some(reason) = process.unreadable {
         return Err(InspectError::Process { pid, reason });
     }
-    let slots = table.take_control().into_iter().find_map(|fact| match fact {
-        ControlFact::SetSlots { slots, .. } => Some(slots),
-        ControlFact::ClearSlot { .. } | ControlFact::Gone { .. } => None,
-    });
-    let by_context = table.stats().slots_by_context > 0;
-    let found_by = if by_context { "process_context" } else { "dynamic_symbol" };
     let files = Files::of(&process, table.elfs());
     let (threads, threads_left_out) = stacks(&process, &files, threads_max);
     let mut symbolizer =
@@ -192,7 +194,7 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
         pid: pid.0,
         name: process.name.to_string(),
         service: process.service.name.clone(),
-        span_slot: slots.map(|slots| SlotReport { tp_offset: slots.slots[0].offset, found_by }),
+        span_slots: table.slots(pid).iter().map(|slot| slot_report(slot, &files)).collect(),
         attribute_keys: process.attribute_keys.iter().map(ToString::to_string).collect(),
         perf_map: perf_map(&process, table.stats(), &mut symbolizer),
         mappings: mappings(&process, &files),
@@ -201,6 +203,16 @@ fn inspect_process(pid: Pid, threads_max: usize) -> Result<ProcessReport, Inspec
         threads,
         threads_left_out,
     })
+}
+
+fn slot_report(found: &FoundSlot, files: &Files) -> SlotReport {
+    SlotReport {
+        found_by: found.source,
+        tls_model: found.model,
+        offset: found.slot.offset,
+        module: (found.slot.module != 0).then_some(found.slot.module),
+        file: found.file.map(|elf| files.path(elf).to_owned()),
+    }
 }
 
 type Walked = Result<WalkReport, StopError>;

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use super::files::{FileReport, UnwindReport};
+use super::files::{FileReport, FileSlotReport, UnwindReport};
 use super::{PerfMapReport, ProcessReport, StackReport, ThreadReport};
 use crate::symbolize::PerfMapStats;
 
@@ -10,9 +10,12 @@ use crate::symbolize::PerfMapStats;
 pub(super) fn file(report: &FileReport, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", clean(&report.path))?;
     unwind(report, "  ", out)?;
-    match report.span_slot {
-        Some(offset) => writeln!(out, "  span slot: thread pointer {offset:+} (.dynsym)"),
-        None => writeln!(out, "  span slot: none (no otel_thread_ctx_v1 in .dynsym)"),
+    match &report.span_slot {
+        Some(FileSlotReport { tp_offset, found_by }) => {
+            let found_by = json_text(found_by)?;
+            writeln!(out, "  span slot: as a program, thread pointer {tp_offset:+} ({found_by})")
+        }
+        None => writeln!(out, "  span slot: none (no symbol otel_thread_ctx_v1)"),
     }
 }
 
@@ -20,11 +23,18 @@ pub(super) fn file(report: &FileReport, out: &mut dyn Write) -> io::Result<()> {
 pub(super) fn process(report: &ProcessReport, out: &mut dyn Write) -> io::Result<()> {
     let (name, service) = (clean(&report.name), clean(&report.service));
     writeln!(out, "process {}: {name}, service {service}", report.pid)?;
-    match &report.span_slot {
-        Some(slot) => {
-            writeln!(out, "span slot: thread pointer {:+} ({})", slot.tp_offset, slot.found_by)?;
-        }
-        None => writeln!(out, "span slot: none: no process context, no symbol in .dynsym")?,
+    if report.span_slots.is_empty() {
+        writeln!(out, "span slot: none: no process context, no note, no symbol")?;
+    }
+    for slot in &report.span_slots {
+        let from = slot.module.map_or_else(
+            || "thread pointer".to_owned(),
+            |module| format!("block of TLS module {module}"),
+        );
+        let (found_by, model) = (json_text(&slot.found_by)?, json_text(&slot.tls_model)?);
+        let file = slot.file.as_deref().map(|file| format!(" in {}", clean(file)));
+        let file = file.unwrap_or_default();
+        writeln!(out, "span slot: {from} {:+} ({found_by}{file}, {model})", slot.offset)?;
     }
     if !report.attribute_keys.is_empty() {
         writeln!(out, "attribute keys: {}", clean(&report.attribute_keys.join(", ")))?;
@@ -57,8 +67,7 @@ fn unwind(report: &FileReport, indent: &str, out: &mut dyn Write) -> io::Result<
     let build_us = report.build_us;
     match &report.unwind {
         UnwindReport::Table { source, rows, rules, pages, bytes, stats } => {
-            let source = serde_json::to_value(source)?;
-            let source = source.as_str().unwrap_or_default();
+            let source = json_text(source)?;
             writeln!(
                 out,
                 "{indent}unwind: {source}, {rows} rows, {rules} rules, {pages} pages, \
@@ -113,6 +122,11 @@ fn stack(thread: &ThreadReport, out: &mut dyn Write) -> io::Result<()> {
             writeln!(out, "  ends: {}", walked.ends)
         }
     }
+}
+
+/// What the report in JSON calls it.
+fn json_text(value: &impl serde::Serialize) -> io::Result<String> {
+    Ok(serde_json::to_value(value)?.as_str().unwrap_or_default().to_owned())
 }
 
 /// Text of the process's choice does not control the terminal.

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::books::Books;
 use super::collect::{Collected, Ended};
+use super::coverage::Coverage;
 use super::launch::{UnderWay, Waiting, launch};
 use super::outputs;
 use super::own_cost::OwnCost;
@@ -117,7 +118,7 @@ pub async fn record(
             reuse: config.reuse,
             unwind_memory_max: config.unwind_memory_max,
         },
-        scope: config.outputs.span_scope,
+        spans: config.outputs.spans.clone(),
         window: None,
         recorder,
     };
@@ -224,6 +225,7 @@ fn finish(
     let count = if written.is_ok() { Count::SamplesExported } else { Count::LostExportRejected };
     stats.add(count, window.samples() - no_value);
     let books = Books::new(kernel, stats, 0)
+        .with("services", &Coverage::of(&window))
         .with("process", &process)
         .with("unwind", &unwind)
         .with("symbolize", &symbolizer.stats())

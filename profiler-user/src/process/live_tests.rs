@@ -71,8 +71,13 @@ int main(int argc, char **argv) {
             execlp(argument, argument, "1000", (char *)0);
             return 4;
         case 'f': { /* a child that waits, as long as its parent lives */
-            int pid = fork();
-            if (pid == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); pause(); return 0; }
+            int parent = getpid(), pid = fork();
+            if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                /* There is no signal for a parent that is gone already. */
+                if (getppid() == parent) pause();
+                return 0;
+            }
             printf("%d\n", pid);
             fflush(stdout);
             continue;
@@ -243,7 +248,7 @@ fn executable(pid: Pid) -> Option<PathBuf> {
 
 #[test]
 fn finds_what_a_process_publishes() {
-    let mut publisher = Publisher::start(&[]);
+    let mut publisher = Publisher::start(&["-s"]);
     let pid = publisher.pid();
     let mut watch = Watch::new();
     watch.look(pid);
@@ -286,7 +291,7 @@ fn finds_what_a_process_publishes() {
 fn a_context_that_is_not_sound_is_counted() {
     let mut watch = Watch::new();
     let mut check = |how, payload: &[u8], counted: fn(&TableStats) -> u64| {
-        let mut publisher = Publisher::start(&[]);
+        let mut publisher = Publisher::start(&["-s"]);
         publisher.publish(how, payload);
         watch.look(publisher.pid());
         let process = watch.process(publisher.pid());
@@ -320,6 +325,30 @@ fn finds_the_slot_by_the_executables_symbols() {
         assert_eq!(watch.process(pid).attribute_keys.len(), 2);
         let stats = watch.table.stats();
         assert_eq!((stats.slots_by_context, stats.slots_by_dynamic_symbol), (0, 1));
+    }
+}
+
+#[test]
+fn an_attribute_that_has_no_name_yet_is_looked_up_and_not_too_often() {
+    let mut publisher = Publisher::start(&[]);
+    let pid = publisher.pid();
+    let mut watch = Watch::new();
+    watch.look(pid);
+    publisher.publish('p', &context("checkout", Some(-8)));
+    let refresh = |watch: &mut Watch, greatest| {
+        watch.table.refresh_attribute_keys(pid, watch.now, greatest);
+        watch.table.stats().reads_for_attribute_keys
+    };
+    assert_eq!(refresh(&mut watch, 1), 1);
+    assert_eq!(watch.process(pid).attribute_keys.len(), 2);
+    assert_eq!(refresh(&mut watch, 1), 1, "it is known");
+    // One that it never names.
+    assert_eq!((0..100).map(|_| refresh(&mut watch, 2)).max(), Some(1));
+    assert_eq!(watch.table.stats().reads_backed_off, 100);
+    for reads in 2..6 {
+        watch.now = BootTime(watch.now.0 + 10 * SECOND);
+        assert_eq!(refresh(&mut watch, 255), reads);
+        assert_eq!(refresh(&mut watch, 255), reads);
     }
 }
 

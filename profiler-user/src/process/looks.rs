@@ -160,6 +160,12 @@ impl Backoff {
         self.doublings = 0;
     }
 
+    /// After a read that gave what it was for, and could be wanted again soon.
+    pub(super) fn pause(&mut self, now: BootTime) {
+        self.until = BootTime(now.0.saturating_add(Self::FIRST));
+        self.doublings = 0;
+    }
+
     /// After a read that gave nothing.
     pub(super) fn grow(&mut self, now: BootTime) {
         let wait = Self::FIRST.saturating_mul(1 << self.doublings.min(20)).min(Self::MAX);
@@ -224,5 +230,7 @@ mod tests {
         assert!(!backoff.is_over(ms(5)) && backoff.is_over(ms(6)));
         backoff.rest(ms(0), usize::MAX);
         assert!(backoff.is_over(ms(10_000)));
+        backoff.pause(ms(0));
+        assert!(!backoff.is_over(ms(99)) && backoff.is_over(ms(100)));
     }
 }

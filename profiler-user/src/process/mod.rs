@@ -11,8 +11,10 @@ mod context_proto;
 mod elf_file;
 mod elf_reader;
 mod elf_registry;
+mod elf_tls;
 #[cfg(test)]
 mod fake_proc;
+mod go_labels;
 mod images;
 mod looks;
 mod mapped_file;
@@ -25,12 +27,15 @@ mod proc_fs;
 mod process_context;
 mod reader;
 mod recorded;
+mod replaced;
 mod service;
 mod snapshot;
 mod span_slot;
 mod table;
+mod table_code;
 mod table_looks;
 mod table_stats;
+mod tls_slot;
 mod use_order;
 mod vdso;
 mod view;
@@ -43,12 +48,15 @@ pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
 pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
-pub use span_slot::{span_note_of_file, span_slot_of_file};
+pub use span_slot::{FoundSlot, SlotSource, span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
 pub use table_stats::TableStats;
+pub use tls_slot::TlsModel;
 pub use view::{Process, Unreadable};
 
 #[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod table_code_tests;
 #[cfg(test)]
 mod table_tests;

@@ -13,6 +13,7 @@ use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes, KnownLayout};
 
 use super::context_proto::{self, AnyValue, KeyValue, any_value::Value};
 use super::maps::ContextMapping;
+use super::service::ENVIRONMENT_KEYS;
 
 const SIGNATURE: [u8; 8] = *b"OTEL_CTX";
 const VERSION: u32 = 2;
@@ -42,6 +43,10 @@ pub(super) struct ProcessContext {
     pub(super) service_name: Option<String>,
     /// `service.namespace`, its beginning, as published.
     pub(super) service_namespace: Option<String>,
+    /// `service.version`, its beginning, as published.
+    pub(super) service_version: Option<String>,
+    /// `deployment.environment.name`, or what it was called before, its beginning, as published.
+    pub(super) deployment_environment: Option<String>,
     /// How the threads publish their spans.
     pub(super) schema: Schema,
     /// The attribute keys of thread records, by index.
@@ -155,6 +160,7 @@ impl ProcessContext {
         let kept = |key| {
             text_of(&resource, key).map(|text| beginning_of(text, SERVICE_LEN_MAX).to_owned())
         };
+        let [environment, former_environment] = ENVIRONMENT_KEYS;
         let schema = match text_of(&message.attributes, SCHEMA_VERSION_KEY) {
             None => Schema::Absent,
             Some(version) if SCHEMA_VERSIONS.contains(&version) => Schema::ThreadContext,
@@ -171,6 +177,8 @@ impl ProcessContext {
         Self {
             service_name: kept("service.name"),
             service_namespace: kept("service.namespace"),
+            service_version: kept("service.version"),
+            deployment_environment: kept(environment).or_else(|| kept(former_environment)),
             schema,
             attribute_keys: attribute_keys(keys),
             tp_offset,

@@ -60,6 +60,8 @@ fn reads_what_a_known_good_writer_wrote() {
         ProcessContext {
             service_name: Some("checkout".into()),
             service_namespace: None,
+            service_version: None,
+            deployment_environment: None,
             schema: Schema::ThreadContext,
             attribute_keys: ["http.route".into()].into(),
             tp_offset: Some(-72),
@@ -145,6 +147,22 @@ fn the_schema_decides() {
         .schema,
         Schema::Absent
     );
+}
+
+#[test]
+fn says_which_version_is_deployed_where() {
+    let said = |attributes| {
+        let resource = Some(context_proto::Resource { attributes });
+        let context = decoded(context_proto::ProcessContext { resource, attributes: Vec::new() });
+        (context.deployment_environment.clone(), context.service_version.clone())
+    };
+    let former = attribute("deployment.environment", text("old"));
+    let version = attribute("service.version", text(&"v".repeat(2000)));
+    assert_eq!(said(vec![former.clone()]), (Some("old".into()), None));
+    let now = attribute("deployment.environment.name", text("prod"));
+    let all = said(vec![former, now, version]);
+    assert_eq!(all, (Some("prod".into()), Some("v".repeat(SERVICE_LEN_MAX))));
+    assert_eq!(said(vec![attribute("service.version", Value::IntValue(1))]), (None, None));
 }
 
 #[test]

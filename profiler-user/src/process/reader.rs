@@ -8,22 +8,22 @@ use std::{
     sync::Arc,
 };
 
-use profiler_common::span::SpanSlots;
-
 use super::maps::{ContextMapping, EntryName, Maps};
 use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
-use super::span_slot::{SlotFinder, SlotSource};
+use super::span_slot::{FoundSlots, SlotFinder, SpanFiles, find_slots};
 use super::{
     Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
     ServiceIdentity, TableStats, Unreadable,
 };
-use crate::decode::Pid;
+use crate::decode::{BootTime, FileNumber, Pid};
 
 /// What the last read of a process found, to find out cheaply whether anything changed.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) start_time: u64,
+    /// Just before the mappings were read last, whether or not they had changed.
+    pub(super) maps_read_at: BootTime,
     kernel_thread: bool,
     mapped_bytes: u64,
     maps_hash: u64,
@@ -31,6 +31,7 @@ pub(super) struct Facts {
     pub(super) maps_len: usize,
     contexts: Vec<ContextMapping>,
     context: Option<Arc<ProcessContext>>,
+    span_files: Option<SpanFiles>,
     identity: Identity,
 }
 
@@ -47,11 +48,12 @@ struct Identity {
 pub(super) struct Looked {
     pub(super) process: Arc<Process>,
     pub(super) facts: Facts,
-    pub(super) slots: Option<(SpanSlots, SlotSource)>,
+    pub(super) slots: FoundSlots,
 }
 
 /// What reading the mappings gave.
 struct ReadMappings {
+    read_at: BootTime,
     snapshot: Arc<MappingSnapshot>,
     contexts: Vec<ContextMapping>,
     maps_hash: u64,
@@ -109,10 +111,11 @@ impl Reader {
         stat.is_ok_and(|stat| stat.is_kernel_thread())
     }
 
-    /// Reads a process; `known` is what the last read of the same program found.
+    /// Reads a process, from `now` on; `known` is what the last read of the same program found.
     pub(super) fn read(
         &mut self,
         pid: Pid,
+        now: BootTime,
         known: Option<(&Arc<Process>, &Facts)>,
         read_maps: ReadMaps,
         stats: &mut TableStats,
@@ -127,8 +130,8 @@ impl Reader {
         if stat.is_kernel_thread() {
             return Ok(self.kernel_thread(pid, &stat));
         }
-        let ReadMappings { snapshot, contexts, maps_hash, maps_len } =
-            self.snapshot(&dir, &stat, known, read_maps, stats).map_err(reason)?;
+        let ReadMappings { read_at, snapshot, contexts, maps_hash, maps_len } =
+            self.snapshot(&dir, now, &stat, known, read_maps, stats).map_err(reason)?;
         if snapshot.mappings().iter().all(is_vsyscall) {
             // No process runs without code: this one is in the middle of an exec or of its exit.
             return Err(Unreadable::NotRead);
@@ -139,7 +142,10 @@ impl Reader {
         };
         let known_context = known.and_then(|(_, facts)| facts.context.as_ref());
         let context = read_context(&dir, &contexts, known_context, stats);
-        let slots = self.slots.find(context.as_deref(), identity.main_elf, &self.elfs);
+        let known_files = known.and_then(|(_, facts)| facts.span_files.as_ref());
+        let span_files =
+            self.slots.files(&snapshot, identity.main_elf, &self.elfs, known_files, stats);
+        let slots = find_slots(context.as_deref(), &span_files, &dir, stats);
         // A run time begins to write when it makes code, so that each look may find a file.
         let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);
         let known_jit = known.and_then(|(process, _)| process.jit);
@@ -167,12 +173,14 @@ impl Reader {
         };
         let facts = Facts {
             start_time: stat.start_time,
+            maps_read_at: read_at,
             kernel_thread: false,
             mapped_bytes: stat.mapped_bytes,
             maps_hash,
             maps_len,
             contexts,
             context,
+            span_files: Some(span_files),
             identity,
         };
         Ok(Looked { process, facts, slots })
@@ -188,26 +196,30 @@ impl Reader {
         };
         let facts = Facts {
             start_time: stat.start_time,
+            maps_read_at: BootTime(0),
             kernel_thread: true,
             mapped_bytes: 0,
             maps_hash: 0,
             maps_len: 0,
             contexts: Vec::new(),
             context: None,
+            span_files: None,
             identity: Identity { name, main_elf: None, told: None },
         };
-        Looked { process: Arc::new(process), facts, slots: None }
+        Looked { process: Arc::new(process), facts, slots: FoundSlots::default() }
     }
 
     fn snapshot(
         &mut self,
         dir: &ProcessDir,
+        now: BootTime,
         stat: &ProcessStat,
         known: Option<(&Arc<Process>, &Facts)>,
         read_maps: ReadMaps,
         stats: &mut TableStats,
     ) -> io::Result<ReadMappings> {
-        let unchanged = |(process, facts): (&Arc<Process>, &Facts)| ReadMappings {
+        let unchanged = |(process, facts): (&Arc<Process>, &Facts), read_at| ReadMappings {
+            read_at,
             snapshot: Arc::clone(&process.snapshot),
             contexts: facts.contexts.clone(),
             maps_hash: facts.maps_hash,
@@ -217,7 +229,7 @@ impl Reader {
             && read_maps == ReadMaps::IfResized
             && known.1.mapped_bytes == stat.mapped_bytes
         {
-            return Ok(unchanged(known));
+            return Ok(unchanged(known, known.1.maps_read_at));
         }
         stats.maps_read += 1;
         let text_truncated = dir.maps(&mut self.text)?;
@@ -228,7 +240,7 @@ impl Reader {
         let (maps_hash, maps_len) = (self.hasher.hash_one(&self.text), self.text.len());
         self.text_read = self.text_read.saturating_add(maps_len);
         if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == maps_hash) {
-            return Ok(unchanged(known));
+            return Ok(unchanged(known, now));
         }
         let maps = Maps::parse(&self.text);
         stats.maps_malformed_lines += maps.malformed_lines;
@@ -245,13 +257,16 @@ impl Reader {
                 }
                 EntryName::Anonymous | EntryName::Special(_) => find(),
             };
-            Mapping { start: entry.start, end: entry.end, file_offset: entry.file_offset, backing }
+            let (start, end, file_offset) = (entry.start, entry.end, entry.file_offset);
+            let file = FileNumber { device: entry.device, inode: entry.inode };
+            (Mapping { start, end, file_offset, backing }, file)
         });
-        let snapshot = MappingSnapshot::new(mappings.collect(), truncated);
+        let snapshot = MappingSnapshot::read(now, mappings.collect(), truncated);
         // A process with very much text is rare: its buffer is not kept.
         self.text.clear();
         self.text.shrink_to(1 << 20);
         Ok(ReadMappings {
+            read_at: now,
             snapshot: Arc::new(snapshot),
             contexts: maps.contexts,
             maps_hash,

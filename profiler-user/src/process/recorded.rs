@@ -106,7 +106,11 @@ mod tests {
             pid: 7,
             start_time: 5,
             name: "checkout".to_owned(),
-            service: ServiceIdentity { name: "shop".to_owned(), namespace: Some("eu".to_owned()) },
+            service: ServiceIdentity {
+                namespace: Some("eu".to_owned()),
+                version: Some("1.2".to_owned()),
+                ..ServiceIdentity::named("shop")
+            },
             main_elf: Some(ElfId(3)),
             mappings: vec![mapping],
             truncated: true,

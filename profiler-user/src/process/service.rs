@@ -10,6 +10,10 @@ const NAME_MAX: usize = 256;
 /// What an OpenTelemetry SDK calls a service that was given no name.
 const UNKNOWN: &str = "unknown_service";
 
+/// What OpenTelemetry calls the environment that a service is deployed to, and what it did before.
+pub(super) const ENVIRONMENT_KEYS: [&str; 2] =
+    ["deployment.environment.name", "deployment.environment"];
+
 /// What a service is called. Ordered and hashable: it keys windows and series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceIdentity {
@@ -17,13 +21,25 @@ pub struct ServiceIdentity {
     pub name: String,
     /// OpenTelemetry's `service.namespace`.
     pub namespace: Option<String>,
+    /// OpenTelemetry's `deployment.environment.name`, or `deployment.environment`, as it was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// OpenTelemetry's `service.version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 impl ServiceIdentity {
     /// The kernel's own threads.
     #[must_use]
     pub fn kernel() -> Self {
-        Self { name: "[kernel]".into(), namespace: None }
+        Self::named("[kernel]")
+    }
+
+    /// Only a name, which is not empty.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), namespace: None, environment: None, version: None }
     }
 
     /// A process that does not say: by the file name of its executable.
@@ -33,13 +49,30 @@ impl ServiceIdentity {
             Some(executable) => sanitized(&format!("{UNKNOWN}:{executable}")),
             None => None,
         };
-        Self { name: name.unwrap_or_else(|| UNKNOWN.into()), namespace: None }
+        Self::named(name.unwrap_or_else(|| UNKNOWN.into()))
+    }
+
+    /// The labels of its profiles, by name: those that it has.
+    pub fn labels(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("service_name", Some(&self.name)),
+            ("service_namespace", self.namespace.as_ref()),
+            ("service_version", self.version.as_ref()),
+            ("deployment_environment", self.environment.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(label, value)| Some((label, value?.as_str())))
     }
 
     /// What the process says of itself.
     pub(super) fn of_context(context: &ProcessContext) -> Option<Self> {
-        let name = said(context.service_name.as_deref()?)?;
-        Some(Self { name, namespace: context.service_namespace.as_deref().and_then(sanitized) })
+        let attribute = |text: &Option<String>| text.as_deref().and_then(sanitized);
+        Some(Self {
+            name: said(context.service_name.as_deref()?)?,
+            namespace: attribute(&context.service_namespace),
+            environment: attribute(&context.deployment_environment),
+            version: attribute(&context.service_version),
+        })
     }
 
     /// What the process was told: `OTEL_SERVICE_NAME`, then `service.name` in
@@ -49,8 +82,14 @@ impl ServiceIdentity {
         let name = variable(environment, "OTEL_SERVICE_NAME")
             .and_then(|name| said(&without_container_id(&name)));
         let name = name.or_else(|| said(&attribute("service.name")?))?;
-        let namespace = attribute("service.namespace").and_then(|text| sanitized(&text));
-        Some(Self { name, namespace })
+        let kept = |key| attribute(key).and_then(|text| sanitized(&text));
+        let [environment, former] = ENVIRONMENT_KEYS;
+        Some(Self {
+            name,
+            namespace: kept("service.namespace"),
+            environment: kept(environment).or_else(|| kept(former)),
+            version: kept("service.version"),
+        })
     }
 }
 
@@ -147,6 +186,38 @@ mod tests {
         check("OTEL_SERVICE_NAME= \t\0", None);
         check("OTEL_SERVICE_NAME=containerd-shim-0123456789ab", Some(("containerd-shim", None)));
         check("OTEL_SERVICE_NAME=containerd-shim-x", Some(("containerd-shim-x", None)));
+    }
+
+    #[test]
+    fn the_environment_says_which_version_is_deployed_where() {
+        let found = |attributes: &str| {
+            let environment = format!("OTEL_RESOURCE_ATTRIBUTES=service.name=a,{attributes}");
+            let found = ServiceIdentity::of_environment(environment.as_bytes()).unwrap();
+            (found.environment, found.version)
+        };
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(found(""), (None, None));
+        assert_eq!(found("deployment.environment=prod"), (text("prod"), None));
+        let both = "deployment.environment=old,deployment.environment.name=new";
+        assert_eq!(found(both), (text("new"), None));
+        assert_eq!(found("service.version= 1.2%0a "), (None, text("1.2")));
+    }
+
+    #[test]
+    fn its_labels_are_what_it_says_of_itself() {
+        let mut service = ServiceIdentity::named("cart");
+        assert!(service.labels().eq([("service_name", "cart")]));
+        service.version = Some("1.2".into());
+        service.environment = Some("prod".into());
+        let labels: Vec<_> = service.labels().collect();
+        assert_eq!(
+            labels,
+            [
+                ("service_name", "cart"),
+                ("service_version", "1.2"),
+                ("deployment_environment", "prod")
+            ]
+        );
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The processes of the host: what each was at which time.
 //!
-//! The table reads `/proc` and keeps what it read. It has no thread and no clock: [`tick`] tells it
-//! the time, [`on_event`] what the kernel reports, [`refresh`] what samples need. [`view`] reads
-//! nothing.
+//! The table reads `/proc` and keeps what it read. It has no thread: [`tick`] tells it the time,
+//! [`on_event`] and [`on_code_mapped`] what the kernel reports, [`refresh`] what samples need.
+//! [`view`] reads nothing.
 //!
 //! [`tick`]: ProcessTable::tick
 //! [`on_event`]: ProcessTable::on_event
+//! [`on_code_mapped`]: ProcessTable::on_code_mapped
 //! [`refresh`]: ProcessTable::refresh
 //! [`view`]: ProcessTable::view
 
@@ -19,6 +20,8 @@ use profiler_common::span::SpanSlots;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
+use super::replaced::Replaced;
+use super::span_slot::FoundSlot;
 use super::use_order::{Stamp, UseOrder};
 use super::{
     ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
@@ -98,13 +101,14 @@ pub struct ProcessTable {
     pub(super) limits: TableLimits,
     pub(super) reader: Reader,
     pub(super) now: BootTime,
+    pub(super) clock: Option<fn() -> BootTime>,
     pub(super) processes: HashMap<Pid, Entry>,
     pub(super) by_use: UseOrder<Pid>,
     /// How many mappings all processes have.
     pub(super) mappings: usize,
     pub(super) looks: Looks,
     pub(super) look_allowance: Allowance,
-    read_allowance: Allowance,
+    pub(super) read_allowance: Allowance,
     pub(super) rescan: Rescan,
     pub(super) sweep_at: BootTime,
     /// What the BPF programs are to be told: at most one fact a process.
@@ -127,6 +131,10 @@ pub(super) struct Rescan {
     pub(super) again: bool,
     /// In this round nothing that was known before is believed.
     pub(super) distrusts: bool,
+    /// In this round the mappings of all processes are read.
+    pub(super) reads_maps: bool,
+    /// And in the next one: reports of mappings were lost.
+    pub(super) code_mappings_lost: bool,
     /// Known to be kernel threads, which are not looked at each time.
     pub(super) kernel_threads: HashSet<Pid>,
 }
@@ -141,13 +149,16 @@ pub(super) struct Entry {
     /// It was seen to be gone.
     pub(super) gone: bool,
     pub(super) backoff: Backoff,
-    pub(super) slots: Option<SpanSlots>,
+    /// Of reads for the names of attributes.
+    pub(super) keys_backoff: Backoff,
+    pub(super) slots: Vec<FoundSlot>,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
     pub(super) read_at: BootTime,
     /// Grows with each program that the process runs.
     pub(super) generation: u64,
+    pub(super) replaced: Replaced,
     pub(super) used: Stamp,
     /// How many mappings of the table's count are its.
     pub(super) mappings: usize,
@@ -172,6 +183,7 @@ impl ProcessTable {
         Self {
             reader: Reader::new(proc, elfs),
             now,
+            clock: None,
             processes: HashMap::new(),
             by_use: UseOrder::default(),
             mappings: 0,
@@ -184,6 +196,8 @@ impl ProcessTable {
                 queue: VecDeque::new(),
                 again: false,
                 distrusts: false,
+                reads_maps: false,
+                code_mappings_lost: false,
                 kernel_threads: HashSet::new(),
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
@@ -230,10 +244,16 @@ impl ProcessTable {
     /// addresses in its stack. A process that is read in vain is left alone for a while.
     pub fn refresh(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
         self.now = self.now.max(at);
-        let now = self.now;
         self.entry(pid);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         self.by_use.touch(&mut entry.used);
+        self.read_if_needed(pid, at, addresses);
+    }
+
+    /// Reads a process if that is of use, and not too often.
+    pub(super) fn read_if_needed(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
+        let now = self.now;
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
         let Some(missing) = entry.missing(at, addresses) else { return };
         if !entry.backoff.is_over(now) {
             self.stats.reads_backed_off += 1;
@@ -259,11 +279,10 @@ impl ProcessTable {
         self.processes.get(&pid)?.images.at(at)
     }
 
-    /// What a stack of a process was walked with, which was sampled at a time, and whether that was
-    /// wrong: it ran another program by then. `epoch` is that of the mappings, 0 if there were none.
+    /// Where a process's threads publish their spans, as far as that is known, and how it was found.
     #[must_use]
-    pub fn walked(&self, pid: Pid, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
-        self.processes.get(&pid)?.images.walked(at, epoch)
+    pub fn slots(&self, pid: Pid) -> &[FoundSlot] {
+        self.processes.get(&pid).map_or(&[], |entry| &entry.slots)
     }
 
     /// The ELF files of all processes. Clones share them, and may go to another thread.
@@ -312,6 +331,7 @@ impl ProcessTable {
         entry.exited_at = None;
         entry.gone = false;
         entry.backoff = Backoff::default();
+        entry.keys_backoff = Backoff::default();
         entry.generation = generation;
         self.push_image(pid, at, Arc::new(Process::not_read(pid, Some(Unreadable::NotRead))));
         self.schedule(Look::after_exec(pid, at, generation));
@@ -325,8 +345,10 @@ impl ProcessTable {
         }
         self.clear_slot(pid);
         let inherited = self.view(parent, at).map(|parent| Arc::new(parent.child(pid)));
+        let replaced = self.processes.get(&parent).map(|parent| parent.replaced.clone());
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.replaced = replaced.unwrap_or_default();
         entry.is_copy = true;
         entry.exited_at = None;
         entry.gone = false;
@@ -388,10 +410,12 @@ impl ProcessTable {
                 exited_at: None,
                 gone: false,
                 backoff: Backoff::default(),
-                slots: None,
+                keys_backoff: Backoff::default(),
+                slots: Vec::new(),
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
+                replaced: Replaced::default(),
                 used: by_use.insert(pid),
                 mappings: 0,
             }
@@ -408,7 +432,8 @@ impl ProcessTable {
     }
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
-        if self.processes.get_mut(&pid).and_then(|entry| entry.slots.take()).is_some() {
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        if !std::mem::take(&mut entry.slots).is_empty() {
             self.control.insert(pid, None);
         }
     }
@@ -443,6 +468,7 @@ impl Entry {
             // Of the program that ran before, nothing more can be learnt.
             State::Unread => (from <= at).then_some(usize::MAX),
             State::Read(facts) if facts.is_kernel_thread() => None,
+            State::Inherited | State::Read(_) if self.is_spoilt() => Some(usize::MAX),
             State::Inherited | State::Read(_) => {
                 let current = self.images.at(at).is_some_and(|it| Arc::ptr_eq(it, newest));
                 let unknown = |addr: &&Addr| newest.snapshot.find(**addr).is_none();

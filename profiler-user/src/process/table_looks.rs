@@ -2,11 +2,9 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use profiler_common::span::SpanSlots;
-
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
-use super::span_slot::SlotSource;
+use super::span_slot::{FoundSlots, SlotSource};
 use super::table::{KEPT, State, TICK};
 use super::{Process, ProcessTable, Unreadable};
 use crate::decode::{BootTime, Pid};
@@ -67,10 +65,7 @@ impl ProcessTable {
         }
         self.stats.looks += 1;
         let done = match look.purpose {
-            Purpose::Discover => {
-                let source = self.look(look.pid, ReadMaps::Always);
-                source == Some(SlotSource::Context)
-            }
+            Purpose::Discover => self.look(look.pid, ReadMaps::Always),
             Purpose::Exit => self.check_exit(look.pid),
         };
         if done {
@@ -124,7 +119,10 @@ impl ProcessTable {
         self.stats.rescans += 1;
         self.rescan.round = self.rescan.round.wrapping_add(1);
         self.rescan.distrusts = std::mem::take(&mut self.rescan.again);
-        if self.is_full_rescan() || self.rescan.distrusts {
+        let lost = std::mem::take(&mut self.rescan.code_mappings_lost);
+        let is_full = self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY);
+        self.rescan.reads_maps = is_full || lost;
+        if is_full || self.rescan.distrusts {
             self.rescan.kernel_threads.clear();
         }
         // An end that was not reported shows here.
@@ -136,10 +134,6 @@ impl ProcessTable {
         }
         // One that the last rescan did not come to is in this one.
         self.rescan.queue = pids.into();
-    }
-
-    fn is_full_rescan(&self) -> bool {
-        self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY)
     }
 
     fn rescan_process(&mut self, pid: Pid) {
@@ -160,12 +154,47 @@ impl ProcessTable {
         self.stats.rescanned += 1;
         let read_maps = if self.rescan.distrusts {
             ReadMaps::Anew
-        } else if self.is_full_rescan() {
+        } else if self.rescan.reads_maps {
             ReadMaps::Always
         } else {
             ReadMaps::IfResized
         };
         self.look(pid, read_maps);
+    }
+
+    /// Makes sure that the names of a record's attributes were read, up to this index, if the
+    /// process publishes them: it may add some at any time. One that does not is left alone for
+    /// longer and longer.
+    pub fn refresh_attribute_keys(&mut self, pid: Pid, at: BootTime, greatest: u8) {
+        self.now = self.now.max(at);
+        if self.names_attribute(pid, greatest) {
+            return;
+        }
+        let now = self.now;
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        // What a program that it runs no more published is not to be had.
+        let current = entry.images.newest().is_some_and(|(from, _)| from <= at);
+        if !current || entry.gone || !matches!(entry.state, State::Read(_)) {
+            return;
+        }
+        if !entry.keys_backoff.is_over(now) {
+            self.stats.reads_backed_off += 1;
+            return;
+        }
+        if !self.read_allowance.take(now) {
+            self.stats.reads_over_allowance += 1;
+            return;
+        }
+        self.stats.reads_for_attribute_keys += 1;
+        self.look(pid, ReadMaps::IfResized);
+        let named = self.names_attribute(pid, greatest);
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
+        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now) }
+    }
+
+    fn names_attribute(&self, pid: Pid, index: u8) -> bool {
+        let newest = self.processes.get(&pid).and_then(|entry| entry.images.newest());
+        newest.is_some_and(|(_, newest)| newest.attribute_keys.len() > usize::from(index))
     }
 
     /// Finds the processes that are gone, and forgets those that are for long enough.
@@ -186,27 +215,30 @@ impl ProcessTable {
         }
     }
 
-    /// Reads a process and takes note of what changed; tells where its slot was found.
-    pub(super) fn look(&mut self, pid: Pid, read_maps: ReadMaps) -> Option<SlotSource> {
+    /// Reads a process and takes note of what changed; tells whether it has published where its
+    /// slot is.
+    pub(super) fn look(&mut self, pid: Pid, read_maps: ReadMaps) -> bool {
+        let now = self.read_clock();
         let entry = self.entry(pid);
         let known = match (&entry.state, entry.images.newest()) {
             (State::Read(facts), Some((_, newest))) => Some((Arc::clone(newest), facts.clone())),
             _ => None,
         };
         let known = known.as_ref().map(|(process, facts)| (process, facts.as_ref()));
-        match self.reader.read(pid, known, read_maps, &mut self.stats) {
+        match self.reader.read(pid, now, known, read_maps, &mut self.stats) {
             Ok(looked) => self.apply(pid, looked),
             Err(reason) => {
                 self.note_unreadable(pid, reason);
-                None
+                false
             }
         }
     }
 
-    fn apply(&mut self, pid: Pid, looked: Looked) -> Option<SlotSource> {
+    fn apply(&mut self, pid: Pid, looked: Looked) -> bool {
         let now = self.now;
         let Looked { process, facts, slots } = looked;
         let entry = self.entry(pid);
+        entry.replaced.found_again(&process.snapshot, facts.maps_read_at);
         let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
         let last_read = std::mem::replace(&mut entry.read_at, now);
         entry.gone = false;
@@ -236,7 +268,12 @@ impl ProcessTable {
             }
             // The mappings changed some time after the last read.
             (State::Read(_), _) => self.push_image(pid, last_read, process),
-            // What is known since the exec or the fork was nothing, or its parent's.
+            // What is known since the fork was its parent's, and stacks were walked with that.
+            (State::Inherited, Some(_)) => {
+                let since = entry.images.newest().map_or(now, |(from, _)| from);
+                self.push_image(pid, since, process);
+            }
+            // What is known since the exec was nothing.
             (State::Unread | State::Inherited, _) => {
                 entry.images.replace_newest(process);
                 self.image_changed(pid);
@@ -245,27 +282,30 @@ impl ProcessTable {
         self.set_slots(pid, slots)
     }
 
-    fn set_slots(
-        &mut self,
-        pid: Pid,
-        slots: Option<(SpanSlots, SlotSource)>,
-    ) -> Option<SlotSource> {
-        let entry = self.processes.get_mut(&pid)?;
+    fn set_slots(&mut self, pid: Pid, found: FoundSlots) -> bool {
+        let Some(entry) = self.processes.get_mut(&pid) else { return false };
         // A copy has its parent's pointer to a record, but works on no span of its parent's: it
         // publishes again when it has a process context of its own (OTEP 4719).
-        let own = |source| source == SlotSource::Context || !entry.is_copy;
-        let Some((slots, source)) = slots.filter(|(_, source)| own(*source)) else {
+        let own = found.announced || !entry.is_copy;
+        let Some(slots) = found.to_control().filter(|_| own) else {
             self.clear_slot(pid);
-            return None;
+            return false;
         };
-        if entry.slots.replace(slots) != Some(slots) {
+        let is_published = found.is_published();
+        if entry.slots != found.list {
             self.control.insert(pid, Some(slots));
-            match source {
-                SlotSource::Context => self.stats.slots_by_context += 1,
-                SlotSource::DynamicSymbol => self.stats.slots_by_dynamic_symbol += 1,
+            if let Some(first) = found.list.first() {
+                *match first.source {
+                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
+                    SlotSource::GoRuntime => &mut self.stats.slots_of_go,
+                    SlotSource::Note => &mut self.stats.slots_by_note,
+                    SlotSource::DynamicSymbol => &mut self.stats.slots_by_dynamic_symbol,
+                    SlotSource::SymbolTable => &mut self.stats.slots_by_symbol_table,
+                } += 1;
             }
+            entry.slots = found.list;
         }
-        Some(source)
+        is_published
     }
 
     fn note_unreadable(&mut self, pid: Pid, reason: Unreadable) {

@@ -11,12 +11,18 @@ pub struct TableStats {
     pub exits: u64,
     /// Reports of code that the kernel side did not know.
     pub unknown_code: u64,
+    /// Reports of something that a process mapped in the place of something else.
+    pub code_replaced: u64,
+    /// Times that reports of mappings were lost.
+    pub code_mappings_lost: u64,
     /// Looks for published spans and at exits that were taken.
     pub looks: u64,
     /// Looks that were not taken: too many were waiting.
     pub looks_dropped: u64,
     /// Reads of a process because a sample needed it.
     pub reads_for_samples: u64,
+    /// Reads of a process because a sample's record has an attribute that it had not named.
+    pub reads_for_attribute_keys: u64,
     /// Such reads that were not done: the process was read in vain shortly before.
     pub reads_backed_off: u64,
     /// Such reads that were not done: there were too many in a second.
@@ -39,8 +45,25 @@ pub struct TableStats {
     pub environment_unreadable: u64,
     /// Slots that a process context named.
     pub slots_by_context: u64,
-    /// Slots that the symbols of an executable named.
+    /// Slots that span-marker's note led to, and no context named.
+    pub slots_by_note: u64,
+    /// Slots that the dynamic symbols of a program or library named, and nothing else did.
     pub slots_by_dynamic_symbol: u64,
+    /// Processes that run a Go program with a layout that is known: their goroutines' labels are read.
+    pub slots_of_go: u64,
+    /// Go programs whose labels are not read: it is not known how their version keeps them.
+    pub go_version_unknown: u64,
+    /// Go programs whose labels are not read: it is not known where a thread has its goroutine.
+    pub go_place_unknown: u64,
+    /// Slots that only symbols for debugging named.
+    pub slots_by_symbol_table: u64,
+    /// Slots that were left out, because the process has more than are looked at: such processes,
+    /// at each look.
+    pub slots_over_limit: u64,
+    /// Variables of libraries that the loader had not placed yet, at each look.
+    pub slots_unresolved: u64,
+    /// Files whose symbols were not read in a look, because it had read many: the next one does.
+    pub span_files_put_off: u64,
     /// Process contexts that changed each time they were read.
     pub context_torn: u64,
     /// Mappings named like a process context that hold none.

@@ -16,6 +16,7 @@ use crate::test::build_measured;
 mod agent;
 mod kernel_stats;
 pub(crate) mod marker;
+pub(crate) mod service;
 mod sink;
 pub(crate) mod unwind;
 

@@ -1,5 +1,7 @@
 //! The two record layouts of `profiler-common`, read from bytes.
 
+mod labels;
+
 use std::sync::Arc;
 
 use profiler_common::{
@@ -12,7 +14,7 @@ use profiler_common::{
         USER_STACK_TRUNCATED, USER_STACK_UNKNOWN_PROCESS, USER_STACK_UNMAPPED,
         USER_STACK_UNREADABLE, USER_STACK_UNSUPPORTED_RULE, USER_STACK_ZERO_FRAME_POINTER,
     },
-    span::SpanHeader,
+    span::{SpanHeader, VALID_FROM_LABELS},
 };
 use zerocopy::FromBytes as _;
 
@@ -167,6 +169,9 @@ fn code_addresses(
 /// The header's ids and flags, then attributes up to the first that is not whole.
 fn span_record(bytes: &[u8]) -> Result<Result<SpanRecord, NoSpan>, DecodeError> {
     let (header, rest) = SpanHeader::read_from_prefix(bytes).map_err(|_size| DecodeError::Short)?;
+    if header.valid == VALID_FROM_LABELS {
+        return labels::span(bytes);
+    }
     // "trace_id and span_id are set together or not at all" (OTEP 4947).
     if header.span_id == [0; 8] || header.trace_id == [0; 16] {
         return Ok(Err(NoSpan::ZeroIds));
@@ -187,6 +192,7 @@ fn span_record(bytes: &[u8]) -> Result<Result<SpanRecord, NoSpan>, DecodeError> 
     Ok(Ok(SpanRecord {
         trace_id: TraceId(header.trace_id),
         span_id: SpanId(header.span_id),
+        label_name: None,
         trace_flags: header.trace_flags,
         attributes,
     }))
