@@ -13,9 +13,10 @@ use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, Object as _, ObjectSymbol as _, elf};
 use profiler_common::span::THREAD_CONTEXT_SYMBOL;
 use profiler_common::span_note::{HOOK_SYMBOL, INFO_ABI, INFO_MAGIC, INFO_STATIC};
-use profiler_user::process::{span_note_of_file, span_slot_of_file};
-use spanprof_tests::export_matrix::{Build, Packages, Running, unwinder_for_musl};
+use profiler_user::process::{SlotSource, span_note_of_file, span_slot_of_file};
+use spanprof_tests::export_matrix::{Build, Packages, unwinder_for_musl};
 use spanprof_tests::require;
+use spanprof_tests::workload::Workload;
 
 /// In `.dynsym`, or found by the note only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +33,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const NOT_LLD: &str = "-Clinker-features=-lld";
 
 fn packages() -> Packages {
-    Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+    Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR")), &["program", "plugin", "host"]).unwrap()
 }
 
 /// Programs of each profile, and libraries of the two that differ most, by one linker.
@@ -53,12 +54,14 @@ fn check_linker(arguments: &[&str], programs: Exports) {
 fn check_program(packages: &Packages, build: &Build<'_>, exported: Exports) {
     let build = Build { package: "program", ..*build };
     let path = packages.build(&build).unwrap();
-    let running = Running::start(Command::new(&path));
+    let running = Workload::start(&mut Command::new(&path));
     let running = running.unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
-    let offset: i64 = running.line.parse().unwrap();
-    assert_eq!(slot_by_note(running.id(), &path), offset, "{build:?}");
+    let offset: i64 = running.first_line().trim_end().parse().unwrap();
+    assert_eq!(slot_by_note(running.pid(), &path), offset, "{build:?}");
     let by_symbol = span_slot_of_file(&File::open(&path).unwrap());
-    assert_eq!(by_symbol, (exported != Neither).then_some(offset), "{build:?}");
+    assert!(by_symbol.is_none_or(|(found, _)| found == offset), "{by_symbol:?} for {build:?}");
+    let by_dynamic = by_symbol.is_some_and(|(_, source)| source == SlotSource::DynamicSymbol);
+    assert_eq!(by_dynamic, exported != Neither, "{by_symbol:?} for {build:?}");
     let expected = [exported != Neither, exported == Both];
     assert_eq!([THREAD_CONTEXT_SYMBOL, HOOK_SYMBOL].map(|it| exports(&path, it)), expected);
     running.end().unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
@@ -75,10 +78,8 @@ fn check_library(packages: &Packages, build: &Build<'_>) {
     check_hook(&library, note.hook_offset);
     let host = packages.build(&Build { package: "host", profile: "dev", ..Build::default() });
     let mut host = Command::new(host.unwrap());
-    host.arg(library);
-    let running = Running::start(host).unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
-    assert_eq!(running.line, "marked");
-    running.end().unwrap();
+    let output = host.arg(library).output().unwrap();
+    assert!(output.status.success() && output.stdout == b"marked\n", "{build:?}: {output:?}");
 }
 
 /// What the note of the file leads to in the process.
@@ -208,7 +209,8 @@ fn statically_with_musl() {
     let start = ["rcrt1.o", "crti.o", "crtn.o"].map(|name| format!("-Clink-arg={folder}/{name}"));
     let mut pie = vec!["-Clink-arg=-nostartfiles"];
     pie.extend(start.iter().map(String::as_str));
-    pie.push("-Clink-arg=-Wl,-static,-pie,--no-dynamic-linker,-z,text");
+    // What the first file refers to comes after it.
+    pie.extend(["-Clink-arg=-lc", "-Clink-arg=-Wl,-static,-pie,--no-dynamic-linker,-z,text"]);
     let [rustc, library] = [&rustc, &library].map(|path| path.to_str().unwrap());
     for arguments in [["-Crelocation-model=static"].as_slice(), &pie] {
         let build = Build {
