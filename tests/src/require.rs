@@ -46,6 +46,7 @@ impl std::fmt::Display for Missing {
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Gold` | the path of the linker gold, as `ld.gold` |
 /// | `MuslLoader` | musl's `libc.so`, which is its loader too |
+/// | `MuslRust` | the compiler, and the source of the library, that make programs for musl |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -125,6 +126,9 @@ macro_rules! require_one {
     (MuslLoader) => {
         $crate::require::tool("ld-musl", "SPANPROF_MUSL_LOADER")
     };
+    (MuslRust) => {
+        $crate::require::musl_rust()
+    };
     (Mold) => {
         $crate::require::tool("ld.mold", "SPANPROF_MOLD")
     };
@@ -165,6 +169,17 @@ pub fn tool(name: &str, variable: &str) -> Result<PathBuf, Missing> {
         return Ok(found);
     }
     file(variable, &format!("there is no `{name}`: `cargo xtask setup` fetches Debian's"))
+}
+
+/// A compiler, and the folder of the standard library's source that belongs to it.
+///
+/// # Errors
+///
+/// One of them is missing.
+pub fn musl_rust() -> Result<(PathBuf, PathBuf), Missing> {
+    let remedy = "no Rust for musl: `cargo xtask setup` fetches Debian's";
+    let library = file("SPANPROF_RUST_LIBRARY", remedy)?;
+    Ok((file("SPANPROF_MUSL_RUSTC", remedy)?, library.with_file_name("")))
 }
 
 /// The file that takes CPU 1 offline and back.
