@@ -384,6 +384,28 @@ impl Books {
         self.get("process", name)
     }
 
+    /// A counter of the probes of span-marker's hooks.
+    ///
+    /// # Panics
+    ///
+    /// There is none of that name.
+    #[must_use]
+    pub fn hooks(&self, name: &str) -> u64 {
+        self.get("hooks", name)
+    }
+
+    /// What else is told of them, as JSON.
+    #[must_use]
+    pub fn of_hooks(&self, name: &str) -> &Value {
+        &self.0["hooks"][name]
+    }
+
+    /// What else is told of the process table, as JSON.
+    #[must_use]
+    pub fn of_process(&self, name: &str) -> &Value {
+        &self.0["process"][name]
+    }
+
     /// What else is told of unwinding, as JSON.
     #[must_use]
     pub fn of_unwinding(&self, name: &str) -> &Value {

@@ -21,6 +21,10 @@ const AFTER_FORK_FIRST: usize = 3;
 /// The exit is reported while the process still exits.
 const AFTER_EXIT: [u64; 2] = [20 * MILLISECOND, SECOND];
 
+/// What calls the hook publishes all else before or at once: what it said is worth a look even where
+/// too many are taken for one at once.
+const AFTER_HOOK: [u64; 1] = [5 * MILLISECOND];
+
 /// A look at a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look {
@@ -39,6 +43,8 @@ pub(super) struct Look {
 pub(super) enum Purpose {
     /// To find what a process publishes.
     Discover,
+    /// To find what else a process publishes that has said where its slot is.
+    Hooked,
     /// To see that a process is gone.
     Exit,
 }
@@ -57,6 +63,10 @@ impl Look {
         Self { pid, since, attempt: 0, purpose: Purpose::Exit, generation }
     }
 
+    pub(super) fn after_hook(pid: Pid, since: BootTime, generation: u64) -> Self {
+        Self { pid, since, attempt: 0, purpose: Purpose::Hooked, generation }
+    }
+
     /// The next one for the same; `None` after the last.
     pub(super) fn next(self) -> Option<Self> {
         let next = Self { attempt: self.attempt + 1, ..self };
@@ -66,6 +76,7 @@ impl Look {
     fn due(&self) -> Option<BootTime> {
         let delays: &[u64] = match self.purpose {
             Purpose::Discover => &AFTER_EXEC,
+            Purpose::Hooked => &AFTER_HOOK,
             Purpose::Exit => &AFTER_EXIT,
         };
         delays.get(self.attempt).map(|delay| BootTime(self.since.0.saturating_add(*delay)))
@@ -199,6 +210,7 @@ mod tests {
         assert_eq!(dues(Look::after_exec(Pid(1), ms(10), 0)), [15, 30, 90, 160, 1010]);
         assert_eq!(dues(Look::after_fork(Pid(1), ms(10), 0)), [160, 1010]);
         assert_eq!(dues(Look::after_exit(Pid(1), ms(10), 0)), [30, 1010]);
+        assert_eq!(dues(Look::after_hook(Pid(1), ms(10), 0)), [15]);
     }
 
     #[test]

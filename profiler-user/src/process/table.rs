@@ -17,6 +17,7 @@ use std::{
 
 use profiler_common::span::SpanSlots;
 
+use super::hooked::KernelSlots;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
@@ -153,6 +154,8 @@ pub(super) struct Entry {
     /// Of reads for the names of attributes.
     pub(super) keys_backoff: Backoff,
     pub(super) slots: Vec<FoundSlot>,
+    /// What the kernel side knows of its slots.
+    pub(super) kernel: KernelSlots,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
@@ -240,6 +243,7 @@ impl ProcessTable {
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
             ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
+            ProcessEventKind::SpanSlot { tp_offset } => self.on_span_slot(pid, at, tp_offset),
         }
     }
 
@@ -341,6 +345,7 @@ impl ProcessTable {
         let generation = self.next_generation();
         let entry = self.entry(pid);
         entry.state = State::Unread;
+        entry.kernel = KernelSlots::from(at);
         entry.is_copy = false;
         entry.exited_at = None;
         entry.gone = false;
@@ -362,6 +367,7 @@ impl ProcessTable {
         let replaced = self.processes.get(&parent).map(|parent| parent.replaced.clone());
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.kernel = KernelSlots::from(at);
         entry.replaced = replaced.unwrap_or_default();
         entry.is_copy = true;
         entry.exited_at = None;
@@ -426,6 +432,7 @@ impl ProcessTable {
                 backoff: Backoff::default(),
                 keys_backoff: Backoff::default(),
                 slots: Vec::new(),
+                kernel: KernelSlots::default(),
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
@@ -448,7 +455,8 @@ impl ProcessTable {
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if !std::mem::take(&mut entry.slots).is_empty() {
+        entry.slots.clear();
+        if entry.kernel.known.take().is_some() {
             self.control.insert(pid, None);
         }
     }
