@@ -134,7 +134,7 @@ impl LabelRecord {
 pub const LABEL_RECORD_WORDS: usize = size_of::<LabelRecord>().div_ceil(8);
 
 impl<const LEN: usize> LabelValue<LEN> {
-    #[expect(clippy::cast_possible_truncation, reason = "asserted in the line below")]
+    #[expect(clippy::cast_possible_truncation, reason = "it is asserted")]
     const fn empty(key: u8) -> Self {
         const { assert!(LEN <= u8::MAX as usize) };
         Self { key, len: LEN as u8, value: [0; LEN] }

@@ -49,6 +49,7 @@ const _: () = assert!(RECORD_MAX.is_multiple_of(WORD));
 impl Record {
     /// Starts a record for a span. If one of its ids is all zero, the record has no span.
     #[must_use]
+    #[inline]
     pub fn builder(ids: SpanIds) -> RecordBuilder {
         let mut bytes = [0; RECORD_MAX];
         if ids.is_valid() {
@@ -107,6 +108,7 @@ pub struct RecordBuilder {
 impl RecordBuilder {
     /// The span's name.
     #[must_use]
+    #[inline]
     pub fn name(self, name: &str) -> Self {
         self.push(Index::SPAN_NAME, name)
     }
@@ -114,6 +116,7 @@ impl RecordBuilder {
     /// The local root span: the first one that this process started for the trace. Its name only
     /// where it is not the span itself.
     #[must_use]
+    #[inline]
     pub fn local_root(self, span_id: [u8; 8], name: Option<&str>) -> Self {
         let mut digits = [0; 16];
         let digits = hexadecimal(span_id, &mut digits);
@@ -142,6 +145,7 @@ impl RecordBuilder {
     /// The first one of a process, and of a forked child, publishes the process context, unless
     /// [`init`](crate::init) has.
     #[must_use]
+    #[inline]
     pub fn build(mut self) -> Record {
         let len = self.len - RECORD_HEADER_LEN;
         let [low, high] = u16::try_from(len).unwrap_or(0).to_ne_bytes();

@@ -1,14 +1,14 @@
-//! Builds a program and a library that mark their threads, in the ways in which programs are built.
+//! Builds programs and libraries that mark their threads, in the ways in which programs are built.
 
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 
-/// Three packages in a workspace of their own, built with its own rustflags.
+/// Packages in a workspace of their own, built with its own rustflags.
 #[derive(Debug)]
 pub struct Packages {
     folder: PathBuf,
@@ -19,7 +19,7 @@ pub struct Packages {
 /// How one of them is built.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Build<'a> {
-    /// `program`, `plugin` or `host`.
+    /// `program` or `plugin`, which have span-marker; or `host`, which loads a plugin.
     pub package: &'a str,
     /// `dev`, or one of [`PROFILES`].
     pub profile: &'a str,
@@ -29,6 +29,8 @@ pub struct Build<'a> {
     pub target: Option<&'a str>,
     /// For the program or library alone.
     pub arguments: &'a [&'a str],
+    /// Whether cargo may download what it needs.
+    pub online: bool,
     /// More for cargo.
     pub cargo: &'a [&'a str],
     /// More for cargo's environment.
@@ -50,16 +52,16 @@ panic = \"abort\"
 static BUILDING: Mutex<()> = Mutex::new(());
 
 impl Packages {
-    /// Writes them below `folder`, where an earlier run may have left them.
+    /// Writes them below `folder`, where an earlier run may have left them. `members` are some of
+    /// the fixtures: see [`Build::package`].
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn new(folder: &Path) -> Result<Self> {
+    pub fn new(folder: &Path, members: &[&str]) -> Result<Self> {
         let alone = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-        let folder = folder.join("export_matrix");
+        let folder = folder.join("export_matrix").join(members.join("+"));
         let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/export_matrix");
-        let members = ["program", "plugin", "host"];
         let manifest =
             format!("[workspace]\nresolver = \"3\"\nmembers = {members:?}\n\n{PROFILES}");
         write(&folder.join("Cargo.toml"), &manifest)?;
@@ -67,14 +69,16 @@ impl Packages {
         let lock = fs::read_to_string(workspace.join("Cargo.lock")).context("no Cargo.lock")?;
         write(&folder.join("Cargo.lock"), &lock)?;
         let marker = workspace.join("span-marker");
-        let dependency = format!("span-marker = {{ path = {marker:?} }}\n");
-        for (name, target, dependency) in [
-            ("program", "[[bin]]\nname = \"program\"", &*dependency),
-            ("plugin", "[lib]\ncrate-type = [\"cdylib\"]", &dependency),
-            ("host", "[[bin]]\nname = \"host\"", ""),
-        ] {
+        let marker = format!("span-marker = {{ path = {marker:?} }}\n");
+        for name in members {
+            let dependency = if *name == "host" { "" } else { &marker };
+            let target = if name.ends_with("plugin") {
+                "[lib]\ncrate-type = [\"cdylib\"]".to_owned()
+            } else {
+                format!("[[bin]]\nname = {name:?}")
+            };
             let source = sources.join(name).with_extension("rs");
-            let features = if name == "program" {
+            let features = if *name == "program" {
                 "\n[features]\nexternal-slot = [\"span-marker/external-slot\"]\n"
             } else {
                 ""
@@ -104,7 +108,8 @@ impl Packages {
         }
         cargo.current_dir(&self.folder).env("RUSTFLAGS", build.rustflags);
         cargo.envs(build.environment.iter().copied());
-        cargo.args(["rustc", "--quiet", "--offline", "--package", build.package]);
+        cargo.args(["rustc", "--quiet", "--package", build.package]);
+        cargo.args((!build.online).then_some("--offline"));
         cargo.args(["--profile", build.profile]).args(build.cargo);
         cargo.arg("--target-dir").arg(&target_dir);
         let mut built = target_dir;
@@ -117,9 +122,37 @@ impl Packages {
             bail!("{build:?}: {}", String::from_utf8_lossy(&output.stderr));
         }
         built.push(if build.profile == "dev" { "debug" } else { build.profile });
-        built.push(if build.package == "plugin" { "libplugin.so" } else { build.package });
+        let is_library = build.package.ends_with("plugin");
+        let library = format!("lib{}.so", build.package);
+        built.push(if is_library { &library } else { build.package });
         Ok(built)
     }
+}
+
+/// A folder with the `libunwind.a` that Rust's standard library wants, of gcc's own; which wants a
+/// function of glibc that musl does not have, and does without.
+///
+/// # Errors
+/// There is no C compiler.
+pub fn unwinder_for_musl(folder: &Path) -> Result<PathBuf> {
+    let folder = folder.join("unwinder_for_musl");
+    write(&folder.join("stub.c"), "int _dl_find_object(void *a, void *b) { return -1; }\n")?;
+    let run = |program: &str, arguments: &[&str], input: &str| -> Result<String> {
+        write(&folder.join("input"), input)?;
+        let input = fs::File::open(folder.join("input")).context("no input")?;
+        let mut command = Command::new(program);
+        command.current_dir(&folder).args(arguments).stdin(input);
+        let output = command.output().with_context(|| format!("cannot run {program}"))?;
+        if !output.status.success() {
+            bail!("{program}: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let of_gcc = run("cc", &["-print-file-name=libgcc_eh.a"], "")?;
+    run("cc", &["-c", "stub.c"], "")?;
+    let script = format!("CREATE libunwind.a\nADDLIB {of_gcc}\nADDMOD stub.o\nSAVE\nEND\n");
+    run("ar", &["-M"], &script)?;
+    Ok(folder)
 }
 
 /// Does not touch a file that is right already.
@@ -131,59 +164,4 @@ fn write(path: &Path, text: &str) -> Result<()> {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// A program that runs, until dropped.
-#[derive(Debug)]
-pub struct Running {
-    child: std::process::Child,
-    /// Its standard output so far: one line.
-    pub line: String,
-}
-
-impl Running {
-    /// Starts it, and waits for its first line.
-    ///
-    /// # Errors
-    /// It cannot be run, or ends before.
-    pub fn start(mut command: Command) -> Result<Self> {
-        use std::io::BufRead as _;
-
-        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut running = Self { child: child.context("cannot run")?, line: String::new() };
-        let stdout = running.child.stdout.take().context("no standard output")?;
-        std::io::BufReader::new(stdout).read_line(&mut running.line).context("no line")?;
-        if running.line.is_empty() {
-            bail!("it ended: {}", running.child.wait()?);
-        }
-        running.line.truncate(running.line.trim_end().len());
-        Ok(running)
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Lets it end.
-    ///
-    /// # Errors
-    /// It fails.
-    pub fn end(mut self) -> Result<()> {
-        drop(self.child.stdin.take());
-        let status = self.child.wait().context("cannot wait")?;
-        if !status.success() {
-            bail!("it failed: {status}");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended, and been waited for.
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
 }

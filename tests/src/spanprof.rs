@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::child::{DEADLINE, Said, Watched, wait_until};
 use crate::profile::{Folded, Pprof, SpanTable};
+use crate::workload::Workload;
 
 /// The file that [`Spanprof::books`] reads.
 pub const STATS: &str = "stats.json";
@@ -77,6 +78,28 @@ impl Spanprof {
         finished.succeeded()?;
         let books = self.books()?;
         Ok((finished, books))
+    }
+
+    /// Records one process, which does nothing until it is sampled, until it has used so many
+    /// hundredths of a second of CPU time.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or the process does.
+    pub fn record_at_work(
+        &self,
+        arguments: &[&str],
+        workload: &Workload,
+        cpu_ticks: u64,
+    ) -> Result<()> {
+        workload.signal(Signal::STOP)?;
+        let pid = workload.pid().to_string();
+        let recording = self.start(&[&["record", "-p", &pid], arguments].concat())?;
+        recording.wait_until_sampling()?;
+        workload.signal(Signal::CONT)?;
+        wait_until("enough samples", || Ok(workload.cpu_ticks()? >= cpu_ticks))?;
+        recording.signal(Signal::INT)?;
+        recording.finish()?.succeeded()
     }
 
     /// Starts it.

@@ -1,7 +1,8 @@
 //! However a program or a library with span-marker is linked, it runs, and its slot is found: by the
 //! note always, by the dynamic symbols where the linker exports them without being told to.
 
-#![cfg(all(test, target_arch = "x86_64"))]
+#![cfg(test)]
+#![cfg(target_arch = "x86_64")]
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt as _;
@@ -12,9 +13,10 @@ use object::read::elf::{ElfFile64, FileHeader as _, ProgramHeader as _};
 use object::{Endianness, Object as _, ObjectSymbol as _, elf};
 use profiler_common::span::THREAD_CONTEXT_SYMBOL;
 use profiler_common::span_note::{HOOK_SYMBOL, INFO_ABI, INFO_MAGIC, INFO_STATIC};
-use profiler_user::process::{span_note_of_file, span_slot_of_file};
-use spanprof_tests::export_matrix::{Build, Packages, Running};
+use profiler_user::process::{SlotSource, span_note_of_file, span_slot_of_file};
+use spanprof_tests::export_matrix::{Build, Packages, unwinder_for_musl};
 use spanprof_tests::require;
+use spanprof_tests::workload::Workload;
 
 /// In `.dynsym`, or found by the note only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +33,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const NOT_LLD: &str = "-Clinker-features=-lld";
 
 fn packages() -> Packages {
-    Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap()
+    Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR")), &["program", "plugin", "host"]).unwrap()
 }
 
 /// Programs of each profile, and libraries of the two that differ most, by one linker.
@@ -52,12 +54,14 @@ fn check_linker(arguments: &[&str], programs: Exports) {
 fn check_program(packages: &Packages, build: &Build<'_>, exported: Exports) {
     let build = Build { package: "program", ..*build };
     let path = packages.build(&build).unwrap();
-    let running = Running::start(Command::new(&path));
+    let running = Workload::start(&mut Command::new(&path));
     let running = running.unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
-    let offset: i64 = running.line.parse().unwrap();
-    assert_eq!(slot_by_note(running.id(), &path), offset, "{build:?}");
+    let offset: i64 = running.first_line().trim_end().parse().unwrap();
+    assert_eq!(slot_by_note(running.pid(), &path), offset, "{build:?}");
     let by_symbol = span_slot_of_file(&File::open(&path).unwrap());
-    assert_eq!(by_symbol, (exported != Neither).then_some(offset), "{build:?}");
+    assert!(by_symbol.is_none_or(|(found, _)| found == offset), "{by_symbol:?} for {build:?}");
+    let by_dynamic = by_symbol.is_some_and(|(_, source)| source == SlotSource::DynamicSymbol);
+    assert_eq!(by_dynamic, exported != Neither, "{by_symbol:?} for {build:?}");
     let expected = [exported != Neither, exported == Both];
     assert_eq!([THREAD_CONTEXT_SYMBOL, HOOK_SYMBOL].map(|it| exports(&path, it)), expected);
     running.end().unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
@@ -74,10 +78,8 @@ fn check_library(packages: &Packages, build: &Build<'_>) {
     check_hook(&library, note.hook_offset);
     let host = packages.build(&Build { package: "host", profile: "dev", ..Build::default() });
     let mut host = Command::new(host.unwrap());
-    host.arg(library);
-    let running = Running::start(host).unwrap_or_else(|error| panic!("{build:?}: {error:#}"));
-    assert_eq!(running.line, "marked");
-    running.end().unwrap();
+    let output = host.arg(library).output().unwrap();
+    assert!(output.status.success() && output.stdout == b"marked\n", "{build:?}: {output:?}");
 }
 
 /// What the note of the file leads to in the process.
@@ -180,6 +182,52 @@ fn statically() {
             ..Build::default()
         };
         check_program(&packages, &build, exported);
+    }
+}
+
+/// Where musl has what a program starts with, as its compiler would tell the linker.
+fn start_files(gcc: &Path) -> String {
+    let output = Command::new(gcc).args(["-static", "-###", "-x", "c", "/dev/null"]).output();
+    let text = String::from_utf8(output.unwrap().stderr).unwrap();
+    let mut words = text.split_whitespace().map(|word| word.trim_matches('"'));
+    words.find_map(|word| word.strip_suffix("/crti.o")).unwrap().to_owned()
+}
+
+/// With musl, at a fixed address and not: `musl-gcc` knows nothing of the second.
+#[test]
+fn statically_with_musl() {
+    let gcc = require!(Musl);
+    let (rustc, library) = require!(MuslRust);
+    let packages = packages();
+    let unwinder = unwinder_for_musl(Path::new(env!("CARGO_TARGET_TMPDIR"))).unwrap();
+    let rustflags = format!(
+        "-Clinker={} -Clink-self-contained=no -Ctarget-feature=+crt-static -Lnative={}",
+        gcc.display(),
+        unwinder.display()
+    );
+    let folder = start_files(&gcc);
+    let start = ["rcrt1.o", "crti.o", "crtn.o"].map(|name| format!("-Clink-arg={folder}/{name}"));
+    let mut pie = vec!["-Clink-arg=-nostartfiles"];
+    pie.extend(start.iter().map(String::as_str));
+    // What the first file refers to comes after it.
+    pie.extend(["-Clink-arg=-lc", "-Clink-arg=-Wl,-static,-pie,--no-dynamic-linker,-z,text"]);
+    let [rustc, library] = [&rustc, &library].map(|path| path.to_str().unwrap());
+    for arguments in [["-Crelocation-model=static"].as_slice(), &pie] {
+        let build = Build {
+            profile: "fat",
+            rustflags: &rustflags,
+            target: Some("x86_64-unknown-linux-musl"),
+            arguments,
+            online: true,
+            cargo: &["-Zbuild-std=std,panic_abort"],
+            environment: &[
+                ("RUSTC", rustc),
+                ("RUSTC_BOOTSTRAP", "1"),
+                ("__CARGO_TESTS_ONLY_SRC_ROOT", library),
+            ],
+            ..Build::default()
+        };
+        check_program(&packages, &build, Neither);
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, fixture_tools, guests, pyroscope};
+use crate::{apt, deny, fixture_tools, guests, musl_rust, pyroscope};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -37,15 +37,22 @@ pub(crate) fn run() -> Result<()> {
         || ask(Command::new("go").arg("version").env("GOTOOLCHAIN", "local")).ok(),
         |_| None,
     );
-    report("Go", go, "https://go.dev/dl, 1.24 or newer; only the Pyroscope tests need it");
+    report(
+        "Go",
+        go,
+        "https://go.dev/dl, 1.25 or newer; only the tests with Pyroscope and with Go need it",
+    );
     let binaries = pyroscope::binaries(&cache)?;
     let found = |path: std::path::PathBuf| path.is_file().then(|| path.display().to_string());
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);
+    report("Go service", found(binaries.service), SETUP);
     for tool in &fixture_tools::TOOLS {
         let found = tool.find(&cache).map(|path| path.display().to_string());
         report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
     }
+    let library = musl_rust::manifest(&cache).map(|path| path.display().to_string());
+    report("Rust for musl", library, &format!("{SETUP}, on Debian; one test needs it"));
     let kernels = guests::are_there(&cache).then(|| guests::dir(&cache).display().to_string());
     report("other kernels", kernels, guests::obstacle().unwrap_or(SETUP));
     Ok(())

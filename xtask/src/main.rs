@@ -29,6 +29,7 @@ mod ci;
 
 mod bpf_tools;
 mod fixture_tools;
+mod musl_rust;
 mod pyroscope;
 mod guests;
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::exec::{cargo, exec, stream, target_dir};
 use crate::setup::{Tools, provide};
 use crate::test_count::Count;
-use crate::{fixture_tools, guests, pyroscope};
+use crate::{fixture_tools, guests, musl_rust, pyroscope};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,7 @@ impl Tests {
         whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
         tell_pyroscope(&mut whole, cache)?;
         fixture_tools::tell(&mut whole, cache);
+        musl_rust::tell(&mut whole, cache);
         guests::tell(&mut whole, cache);
         self.run(&mut whole)
     }
@@ -135,7 +136,7 @@ fn measured(subcommand: &str) -> Command {
     command
 }
 
-/// Where the server is, unless the user named another, and the reader.
+/// Where the server is, unless the user named another, the reader, and the service.
 fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     let binaries = pyroscope::binaries(cache)?;
     if std::env::var_os("SPANPROF_PYROSCOPE").is_none() && binaries.server.is_file() {
@@ -143,6 +144,9 @@ fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     }
     if std::env::var_os("SPANPROF_PPROF_READER").is_none() && binaries.reader.is_file() {
         command.env("SPANPROF_PPROF_READER", binaries.reader);
+    }
+    if std::env::var_os("SPANPROF_GRAFANA_GO").is_none() && binaries.service.is_file() {
+        command.env("SPANPROF_GRAFANA_GO", binaries.service);
     }
     Ok(())
 }

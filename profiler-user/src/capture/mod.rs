@@ -19,7 +19,7 @@ mod sampler;
 mod uprobe;
 mod uprobe_multi;
 
-pub use batch::{Batch, Next};
+pub use batch::{Batch, CodeMappings, Next};
 pub use control::Control;
 pub use control::hooks::{HookStats, Hooks};
 pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};

@@ -148,7 +148,7 @@ impl Collector {
         if batch.events_lost {
             self.table.on_events_lost();
         }
-        if batch.code_mappings_lost {
+        if batch.code_mappings.lost {
             self.table.on_code_mappings_lost();
         }
         for record in batch.events() {
@@ -157,7 +157,7 @@ impl Collector {
                 Err(error) => tracing::error!(%error, "a process event cannot be read"),
             }
         }
-        for mapping in &batch.code_mappings {
+        for mapping in &batch.code_mappings.list {
             self.table.on_code_mapped(*mapping);
         }
         for record in batch.samples() {

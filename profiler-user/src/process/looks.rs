@@ -141,16 +141,12 @@ impl Allowance {
 }
 
 /// How long to leave a process alone after it was read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Backoff {
     until: BootTime,
+    /// The part of it that what the read cost asks for.
+    rests_until: BootTime,
     doublings: u32,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { until: BootTime(0), doublings: 0 }
-    }
 }
 
 impl Backoff {
@@ -161,12 +157,18 @@ impl Backoff {
         self.until <= now
     }
 
+    /// Whether a read is affordable that is known to give something, however many gave nothing.
+    pub(super) fn is_rested(&self, now: BootTime) -> bool {
+        self.rests_until <= now
+    }
+
     /// After a read that gave something. A process that maps something else all the time would
     /// have us read it at each sample: a line of 100 bytes takes about 1 µs to read, and for 100
     /// times as long it is left alone.
     pub(super) fn rest(&mut self, now: BootTime, maps_len: usize) {
         let wait = u64::try_from(maps_len).unwrap_or(u64::MAX).saturating_mul(1000);
-        self.until = BootTime(now.0.saturating_add(wait.min(Self::MAX)));
+        self.rests_until = BootTime(now.0.saturating_add(wait.min(Self::MAX)));
+        self.until = self.rests_until;
         self.doublings = 0;
     }
 
@@ -176,11 +178,16 @@ impl Backoff {
         self.doublings = 0;
     }
 
-    /// After a read that gave nothing.
-    pub(super) fn grow(&mut self, now: BootTime) {
+    /// After a read of so many bytes that gave nothing, or one that failed.
+    pub(super) fn grow(&mut self, now: BootTime, maps_len: Option<usize>) {
         let wait = Self::FIRST.saturating_mul(1 << self.doublings.min(20)).min(Self::MAX);
-        self.until = BootTime(now.0.saturating_add(wait));
-        self.doublings = self.doublings.saturating_add(1);
+        let doublings = self.doublings.saturating_add(1);
+        self.rest(now, maps_len.unwrap_or(0));
+        self.until = self.until.max(BootTime(now.0.saturating_add(wait)));
+        self.doublings = doublings;
+        if maps_len.is_none() {
+            self.rests_until = self.until;
+        }
     }
 }
 
@@ -232,11 +239,14 @@ mod tests {
     fn a_backoff_doubles_up_to_ten_seconds() {
         let mut backoff = Backoff::default();
         let waits = std::array::from_fn(|_| {
-            backoff.grow(ms(0));
+            backoff.grow(ms(0), Some(6000));
             backoff.until.0 / MILLISECOND
         });
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert!(!backoff.is_over(ms(9999)) && backoff.is_over(ms(10_000)));
+        assert!(!backoff.is_rested(ms(5)) && backoff.is_rested(ms(6)));
+        backoff.grow(ms(0), None);
+        assert!(!backoff.is_rested(ms(9999)) && backoff.is_rested(ms(10_000)));
         backoff.rest(ms(0), 6000);
         assert!(!backoff.is_over(ms(5)) && backoff.is_over(ms(6)));
         backoff.rest(ms(0), usize::MAX);

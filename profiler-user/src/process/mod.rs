@@ -32,6 +32,7 @@ mod recorded;
 mod replaced;
 mod service;
 mod snapshot;
+mod span_files;
 mod span_slot;
 mod table;
 mod table_code;

@@ -23,6 +23,7 @@ use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::replaced::Replaced;
 use super::span_slot::FoundSlot;
+use super::table_code::MAPPED_PER_SECOND;
 use super::use_order::{Stamp, UseOrder};
 use super::{
     ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
@@ -162,6 +163,8 @@ pub(super) struct Entry {
     /// Grows with each program that the process runs.
     pub(super) generation: u64,
     pub(super) replaced: Replaced,
+    /// How many more of the mappings that it makes are looked at.
+    pub(super) mapped_allowance: Allowance,
     pub(super) used: Stamp,
     /// How many mappings of the table's count are its.
     pub(super) mappings: usize,
@@ -259,7 +262,14 @@ impl ProcessTable {
         let now = self.now;
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         let Some(missing) = entry.missing(at, addresses) else { return };
-        if !entry.backoff.is_over(now) {
+        // A stack that was walked wrong leads to addresses where nothing is, for which the process
+        // was read in vain.
+        let is_over = if entry.is_spoilt() {
+            entry.backoff.is_rested(now)
+        } else {
+            entry.backoff.is_over(now)
+        };
+        if !is_over {
             self.stats.reads_backed_off += 1;
             return;
         }
@@ -270,9 +280,13 @@ impl ProcessTable {
         self.stats.reads_for_samples += 1;
         self.look(pid, ReadMaps::Always);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
+        let maps_len = entry.state.maps_len();
         match entry.missing(at, addresses) {
-            Some(still_missing) if still_missing >= missing => entry.backoff.grow(now),
-            _ => entry.backoff.rest(now, entry.state.maps_len()),
+            Some(still_missing) if still_missing >= missing => {
+                let failed = entry.is_spoilt();
+                entry.backoff.grow(now, (!failed).then_some(maps_len));
+            }
+            _ => entry.backoff.rest(now, maps_len),
         }
     }
 
@@ -423,6 +437,7 @@ impl ProcessTable {
                 read_at: BootTime(0),
                 generation: 0,
                 replaced: Replaced::default(),
+                mapped_allowance: Allowance::new(MAPPED_PER_SECOND),
                 used: by_use.insert(pid),
                 mappings: 0,
             }

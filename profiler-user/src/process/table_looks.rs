@@ -193,7 +193,7 @@ impl ProcessTable {
         self.look(pid, ReadMaps::IfResized);
         let named = self.names_attribute(pid, greatest);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now) }
+        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now, Some(0)) }
     }
 
     fn names_attribute(&self, pid: Pid, index: u8) -> bool {
@@ -310,8 +310,8 @@ impl ProcessTable {
         if entry.slots != list {
             if let Some(first) = list.first() {
                 *match first.source {
-                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::GoRuntime => &mut self.stats.slots_of_go,
+                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::Note => &mut self.stats.slots_by_note,
                     SlotSource::DynamicSymbol => &mut self.stats.slots_by_dynamic_symbol,
                     SlotSource::SymbolTable => &mut self.stats.slots_by_symbol_table,

@@ -57,14 +57,14 @@ pub struct TableStats {
     /// How long after its start the first slot of a program was found by looking at it; not of
     /// those that ran before.
     pub slots_by_look_after: SlotDelays,
-    /// Processes that run a Go program with a layout that is known: their goroutines' labels are read.
+    /// Slots that only symbols for debugging named.
+    pub slots_by_symbol_table: u64,
+    /// Slots of programs that Go made: the labels of their goroutines are read.
     pub slots_of_go: u64,
     /// Go programs whose labels are not read: it is not known how their version keeps them.
     pub go_version_unknown: u64,
     /// Go programs whose labels are not read: it is not known where a thread has its goroutine.
     pub go_place_unknown: u64,
-    /// Slots that only symbols for debugging named.
-    pub slots_by_symbol_table: u64,
     /// Slots that were left out, because the process has more than are looked at: such processes,
     /// at each look.
     pub slots_over_limit: u64,
