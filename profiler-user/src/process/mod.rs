@@ -36,6 +36,7 @@ mod span_files;
 mod span_slot;
 mod table;
 mod table_code;
+mod table_entry;
 mod table_looks;
 mod table_stats;
 mod tls_slot;

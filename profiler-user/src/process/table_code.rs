@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::table::{Entry, State};
+use super::table_entry::{Entry, State};
 use super::{Process, ProcessTable};
 use crate::decode::{Addr, BootTime, CodeMapping, Pid};
 

@@ -5,7 +5,8 @@ use std::{collections::HashSet, sync::Arc};
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
 use super::span_slot::{FoundSlots, SlotSource};
-use super::table::{KEPT, State, TICK};
+use super::table::{KEPT, TICK};
+use super::table_entry::State;
 use super::{Process, ProcessTable, Unreadable};
 use crate::decode::{BootTime, Pid};
 
