@@ -90,7 +90,8 @@ fn minor_version(build_info: &[u8]) -> Option<u16> {
 }
 
 /// Of `runtime.g` and `runtime.m` in `runtime2.go`, by release of Go 1. The same on all processors
-/// of 64 bits.
+/// of 64 bits. Those of 1.26 and 1.27 are what DWARF says; `gobuf`, which both contain before, lost
+/// a word in 1.25, and `g` got one in 1.26. The slice came with 1.24.
 fn layout(minor: u16) -> Option<GoLayout> {
     let (m_curg, g_labels, labels_are_map) = match minor {
         23 => (192, 352, 1),
