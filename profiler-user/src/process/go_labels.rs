@@ -39,15 +39,14 @@ const FLAGS_AT: usize = 15;
 const VERSION_MAX: usize = 256;
 /// How much code is searched: the runtime is in a program's first MiB or two.
 const CODE_MAX: u64 = 16 << 20;
-/// The size of a symbol.
-const SYMBOL: u64 = 24;
 /// How much of it is read at a time.
 const CODE_CHUNK: usize = 256 << 10;
+/// The size of a symbol, the unit of what reading a file costs.
+const SYMBOL: u64 = 24;
 
 type Section = SectionHeader64<NativeEndian>;
 
-/// What a program says of its goroutines' labels. Adds to `cost` what was read of its code, in the
-/// unit of `elf_tls`: the size of a symbol.
+/// What a program says of its goroutines' labels. Adds to `cost` what was read of its code.
 pub(super) fn go_labels(elf: &ElfReader<'_>, cost: &mut u64) -> GoLabels {
     let Some(version) = build_info(elf) else { return GoLabels::NotGo };
     let Some(go) = minor_version(&version).and_then(layout) else {
