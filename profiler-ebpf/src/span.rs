@@ -123,7 +123,8 @@ pub(crate) fn read_span<const BOUNDED: bool>(
     SpanRead::nothing(status)
 }
 
-/// Looks what a slot has, by its format; keeps the pointer of one that is found.
+/// Looks what a slot has, by its format; keeps the pointer of one that is found. Labels are found
+/// whether or not they name a span: they are read behind the loop, once.
 #[inline(always)]
 fn probe(thread_pointer: u64, slot: &SpanSlot, scratch: &mut Scratch, first: usize) -> Probe {
     let slot_at = match slot_address(thread_pointer, slot) {

@@ -39,15 +39,14 @@ const FLAGS_AT: usize = 15;
 const VERSION_MAX: usize = 256;
 /// How much code is searched: the runtime is in a program's first MiB or two.
 const CODE_MAX: u64 = 16 << 20;
-/// The size of a symbol.
-const SYMBOL: u64 = 24;
 /// How much of it is read at a time.
 const CODE_CHUNK: usize = 256 << 10;
+/// The size of a symbol, the unit of what reading a file costs.
+const SYMBOL: u64 = 24;
 
 type Section = SectionHeader64<NativeEndian>;
 
-/// What a program says of its goroutines' labels. Adds to `cost` what was read of its code, in the
-/// unit of `elf_tls`: the size of a symbol.
+/// What a program says of its goroutines' labels. Adds to `cost` what was read of its code.
 pub(super) fn go_labels(elf: &ElfReader<'_>, cost: &mut u64) -> GoLabels {
     let Some(version) = build_info(elf) else { return GoLabels::NotGo };
     let Some(go) = minor_version(&version).and_then(layout) else {
@@ -90,7 +89,8 @@ fn minor_version(build_info: &[u8]) -> Option<u16> {
 }
 
 /// Of `runtime.g` and `runtime.m` in `runtime2.go`, by release of Go 1. The same on all processors
-/// of 64 bits.
+/// of 64 bits. Those of 1.26 and 1.27 are what DWARF says; `gobuf`, which both contain before, lost
+/// a word in 1.25, and `g` got one in 1.26. The slice came with 1.24.
 fn layout(minor: u16) -> Option<GoLayout> {
     let (m_curg, g_labels, labels_are_map) = match minor {
         23 => (192, 352, 1),
