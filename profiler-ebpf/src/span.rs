@@ -217,7 +217,7 @@ fn copy_attributes(scratch: &mut Scratch, first: usize) -> SpanRead {
         words[bounded::<SCRATCH_WORDS>(last as u64)] = 0;
     }
     // SAFETY: `first` leaves room for a header and the longest attributes in `words`.
-    let to = unsafe { words.as_mut_ptr().add(first).cast::<u8>().add(SPAN_HEADER_LEN) };
+    let to = unsafe { words.as_mut_ptr().cast::<u8>().add(8 * first + SPAN_HEADER_LEN) };
     let from = record.wrapping_add(SPAN_HEADER_LEN as u64);
     // SAFETY: `len` is at most that room; the helper fails on an address that cannot be read.
     if unsafe { bpf_probe_read_user(to.cast(), len as u32, from as *const _) } != 0 {

@@ -87,6 +87,9 @@ pub struct Sampling {
     /// Reuse the stack that a thread had at its last sample as far as it is the same
     #[arg(long, hide = true, value_enum, default_value_t)]
     pub stack_reuse: StackReuse,
+    /// How calls of span-marker's hook are noticed, where it is not to be as this kernel can
+    #[arg(long, hide = true, value_enum)]
+    pub hook_probe: Option<HookProbe>,
 }
 
 /// Which span of a trace a sample is charged to.
@@ -120,6 +123,17 @@ pub enum BpfSampler {
     Bounded,
     /// Walks no stacks, to measure what the others cost: its frames are meaningless
     Floor,
+}
+
+/// A way to notice that a program calls span-marker's hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HookProbe {
+    /// A `uprobe_multi` link (Linux 6.6)
+    Multi,
+    /// A perf event
+    Perf,
+    /// None
+    Off,
 }
 
 /// What becomes of samples in spans that their trace does not keep.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::attribute::{ChosenAttribute, SpanPolicy, SpanScope, Unsampled};
-use crate::capture::{CaptureConfig, Sampler, StackReuse};
+use crate::capture::{CaptureConfig, HookProbe, Sampler, StackReuse};
 use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
@@ -126,6 +126,8 @@ pub struct RecordConfig {
     pub reuse: StackReuse,
     /// What the maps of unwinding may take together, in bytes.
     pub unwind_memory_max: u64,
+    /// How calls of span-marker's hook are noticed; `None`: as this kernel can.
+    pub hook_probe: Option<HookProbe>,
 }
 
 /// What `record` and `replay` write.
@@ -166,6 +168,7 @@ impl RecordConfig {
             sampler: sampling.bpf_sampler.map(Sampler::from),
             reuse: sampling.stack_reuse.into(),
             unwind_memory_max: u64::from(sampling.max_unwind_mib) << 20,
+            hook_probe: sampling.hook_probe.map(HookProbe::from),
         })
     }
 }
@@ -258,6 +261,7 @@ impl RunConfig {
                 sampler: typed.sampling.bpf_sampler.map(Sampler::from),
                 reuse: typed.sampling.stack_reuse.into(),
                 unwind_memory_max: u64::from(typed.sampling.max_unwind_mib) << 20,
+                hook_probe: typed.sampling.hook_probe.map(HookProbe::from),
             },
             spans: span_policy(typed.spans)?,
             span_attribute_values: typed.span_attribute_max,
@@ -287,6 +291,16 @@ impl From<cli::BpfSampler> for Sampler {
             cli::BpfSampler::Loop => Self::Loop,
             cli::BpfSampler::Bounded => Self::Bounded,
             cli::BpfSampler::Floor => Self::Floor,
+        }
+    }
+}
+
+impl From<cli::HookProbe> for HookProbe {
+    fn from(typed: cli::HookProbe) -> Self {
+        match typed {
+            cli::HookProbe::Multi => Self::Multi,
+            cli::HookProbe::Perf => Self::Perf,
+            cli::HookProbe::Off => Self::Off,
         }
     }
 }

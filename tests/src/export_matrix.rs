@@ -19,8 +19,7 @@ pub struct Packages {
 /// How one of them is built.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Build<'a> {
-    /// `program` or `plugin`, which have span-marker; `other` or `other_plugin`, which have
-    /// libdd-otel-thread-ctx; or `host`, which loads a plugin.
+    /// `program` or `plugin`, which have span-marker; or `host`, which loads a plugin.
     pub package: &'a str,
     /// `dev`, or one of [`PROFILES`].
     pub profile: &'a str,
@@ -71,13 +70,8 @@ impl Packages {
         write(&folder.join("Cargo.lock"), &lock)?;
         let marker = workspace.join("span-marker");
         let marker = format!("span-marker = {{ path = {marker:?} }}\n");
-        let other = "libdd-otel-thread-ctx = \"=2.0.1\"\n";
         for name in members {
-            let dependency = match *name {
-                "host" => "",
-                "other" | "other_plugin" => other,
-                _ => &marker,
-            };
+            let dependency = if *name == "host" { "" } else { &marker };
             let target = if name.ends_with("plugin") {
                 "[lib]\ncrate-type = [\"cdylib\"]".to_owned()
             } else {

@@ -4,6 +4,7 @@
 pub mod require;
 pub mod wait;
 
+pub mod cargo_fixture;
 pub mod made_elf;
 pub mod process_context;
 pub mod span_writer;

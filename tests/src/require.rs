@@ -45,6 +45,7 @@ impl std::fmt::Display for Missing {
 /// | `Gdb` | the path of the GNU debugger |
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Gold` | the path of the linker gold, as `ld.gold` |
+/// | `MuslLoader` | musl's `libc.so`, which is its loader too |
 /// | `MuslRust` | the compiler, and the source of the library, that make programs for musl |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
@@ -86,13 +87,19 @@ macro_rules! require_one {
     (Pyroscope) => {
         $crate::require::file(
             "SPANPROF_PYROSCOPE",
-            "no Pyroscope server: `cargo xtask setup` builds it where Go 1.24 or newer is",
+            "no Pyroscope server: `cargo xtask setup` builds it where Go 1.25 or newer is",
         )
     };
     (Go) => {
         $crate::require::file(
             "SPANPROF_PPROF_READER",
-            "no reader of pprof: `cargo xtask setup` builds it where Go 1.24 or newer is",
+            "no reader of pprof: `cargo xtask setup` builds it where Go 1.25 or newer is",
+        )
+    };
+    (GrafanaGo) => {
+        $crate::require::file(
+            "SPANPROF_GRAFANA_GO",
+            "no service with Grafana's SDK: `cargo xtask setup` builds it where Go 1.25 or newer is",
         )
     };
     (GoToolchain) => {
@@ -115,6 +122,9 @@ macro_rules! require_one {
     };
     (Gold) => {
         $crate::require::program("ld.gold")
+    };
+    (MuslLoader) => {
+        $crate::require::tool("ld-musl", "SPANPROF_MUSL_LOADER")
     };
     (MuslRust) => {
         $crate::require::musl_rust()

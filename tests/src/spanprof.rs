@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::child::{DEADLINE, Said, Watched, wait_until};
 use crate::profile::{Folded, Pprof, SpanTable};
+use crate::workload::Workload;
 
 /// The file that [`Spanprof::books`] reads.
 pub const STATS: &str = "stats.json";
@@ -77,6 +78,28 @@ impl Spanprof {
         finished.succeeded()?;
         let books = self.books()?;
         Ok((finished, books))
+    }
+
+    /// Records one process, which does nothing until it is sampled, until it has used so many
+    /// hundredths of a second of CPU time.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or the process does.
+    pub fn record_at_work(
+        &self,
+        arguments: &[&str],
+        workload: &Workload,
+        cpu_ticks: u64,
+    ) -> Result<()> {
+        workload.signal(Signal::STOP)?;
+        let pid = workload.pid().to_string();
+        let recording = self.start(&[&["record", "-p", &pid], arguments].concat())?;
+        recording.wait_until_sampling()?;
+        workload.signal(Signal::CONT)?;
+        wait_until("enough samples", || Ok(workload.cpu_ticks()? >= cpu_ticks))?;
+        recording.signal(Signal::INT)?;
+        recording.finish()?.succeeded()
     }
 
     /// Starts it.
@@ -359,6 +382,28 @@ impl Books {
     #[must_use]
     pub fn process(&self, name: &str) -> u64 {
         self.get("process", name)
+    }
+
+    /// A counter of the probes of span-marker's hooks.
+    ///
+    /// # Panics
+    ///
+    /// There is none of that name.
+    #[must_use]
+    pub fn hooks(&self, name: &str) -> u64 {
+        self.get("hooks", name)
+    }
+
+    /// What else is told of them, as JSON.
+    #[must_use]
+    pub fn of_hooks(&self, name: &str) -> &Value {
+        &self.0["hooks"][name]
+    }
+
+    /// What else is told of the process table, as JSON.
+    #[must_use]
+    pub fn of_process(&self, name: &str) -> &Value {
+        &self.0["process"][name]
     }
 
     /// What else is told of unwinding, as JSON.

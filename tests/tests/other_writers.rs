@@ -1,56 +1,79 @@
-//! Programs that publish their spans by a library that is not ours: their samples have the span.
+//! Spans that a crate publishes which is not ours are found, and none is wrong.
 
-#![cfg(test)]
-#![cfg(target_arch = "x86_64")]
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::process::Command;
 
-use std::path::Path;
+    use spanprof_tests::cargo_fixture;
+    use spanprof_tests::profile::Sample;
+    use spanprof_tests::require;
+    use spanprof_tests::spanprof::Spanprof;
+    use spanprof_tests::workload::{Program, Workload};
 
-use spanprof_tests::export_matrix::{Build, Packages};
-use spanprof_tests::require;
-use spanprof_tests::spanprof::Spanprof;
+    const TARGET: &str = env!("CARGO_TARGET_TMPDIR");
+    const EXPORT: &str = "-Clink-arg=-Wl,--export-dynamic-symbol=otel_thread_ctx_v1";
 
-const SPAN_ID: &str = "bbbbbbbbbbbbbbbb";
+    /// Its functions, and the span that each is in.
+    const FUNCTIONS: [(&str, Option<&str>); 3] = [
+        ("in_one", Some("b1b1b1b1b1b1b1b1")),
+        ("in_other", Some("b2b2b2b2b2b2b2b2")),
+        ("outside", None),
+    ];
 
-/// Records a command of one span, which is labelled with it.
-#[track_caller]
-fn check(spanprof: &Path, command: &[&str]) {
-    let spanprof = Spanprof::new(spanprof.to_owned()).unwrap();
-    let outputs =
-        ["-F", "997", "--span-scope", "active", "-o", "stacks.folded", "-o", "spans.json", "--"];
-    spanprof.record(&[&outputs, command].concat()).unwrap();
-    let stacks = spanprof.folded("stacks.folded").unwrap();
-    let (mut inside, mut labelled) = (0, 0);
-    // It does next to nothing outside of the span; stripped, its functions have no names.
-    for stack in &stacks {
-        inside += stack.count;
-        // It publishes no names.
-        labelled += if stack.span == "(unnamed span)" { stack.count } else { 0 };
+    /// In hundredths of a second of CPU time, the first half of which is not looked at.
+    const WORK: u64 = 120;
+    const SAMPLES_MIN: i64 = 100;
+    const LABELLED_MIN: f64 = 0.99;
+
+    /// What of the samples in a span is labelled; that no label is wrong.
+    #[track_caller]
+    fn labelled(samples: &[Sample]) -> f64 {
+        let (mut inside, mut right) = (0, 0);
+        for sample in samples {
+            // What is inlined into them comes first.
+            let is_in = |(name, _): &&(&str, _)| sample.functions.iter().any(|it| it == name);
+            let Some((_, span)) = FUNCTIONS.iter().find(is_in) else { continue };
+            let label = sample.labels.get("span_id").map(|ids| &*ids[0]);
+            assert!(label.is_none() || label == *span, "a wrong span: {sample:?}");
+            if span.is_some() {
+                inside += sample.values[0];
+                right += if label.is_some() { sample.values[0] } else { 0 };
+            }
+        }
+        println!("{right} of {inside} samples inside spans are labelled");
+        assert!(inside >= SAMPLES_MIN, "{inside} samples");
+        #[expect(clippy::cast_precision_loss, reason = "within 2^53")]
+        let part = right as f64 / inside as f64;
+        part
     }
-    let spans = spanprof.span_table("spans.json").unwrap().spans;
-    let ids: Vec<&str> = spans.iter().map(|span| &*span.span_id).collect();
-    assert_eq!(ids, [SPAN_ID]);
-    // The program is not known when it starts: it is looked at a few times after that.
-    println!("{labelled} of {inside} samples have the span");
-    assert!(labelled > 0 && labelled * 2 >= inside, "{labelled} of {inside}: {stacks:#?}");
-}
 
-/// As its users are told to link it, and as they are not.
-#[test]
-fn libdd_otel_thread_ctx() {
-    require!(Root);
-    let spanprof = require!(Spanprof);
-    let members = ["other", "other_plugin", "host"];
-    let packages = Packages::new(Path::new(env!("CARGO_TARGET_TMPDIR")), &members).unwrap();
-    let build = Build { profile: "release", online: true, ..Build::default() };
-    let export = "-Clink-arg=-Wl,--export-dynamic-symbol=otel_thread_ctx_v1";
-    for arguments in [[].as_slice(), &[export, "-Cstrip=symbols"]] {
-        let program = packages.build(&Build { package: "other", arguments, ..build }).unwrap();
-        check(&spanprof, &[program.to_str().unwrap()]);
+    #[track_caller]
+    fn check(spanprof: &Path, reader: &Path, command: &mut Command) {
+        let workload = Workload::start(command).unwrap();
+        let spanprof = Spanprof::new(spanprof.to_owned()).unwrap();
+        let options = ["-F", "997", "-o", "p.pb.gz", "--span-scope", "active"];
+        spanprof.record_at_work(&options, &workload, WORK).unwrap();
+        workload.end().unwrap();
+        let part = labelled(&spanprof.pprof(reader, "p.pb.gz").unwrap().samples);
+        assert!(part >= LABELLED_MIN, "{part} is labelled");
     }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/export_matrix/export.map");
-    let arguments = &[&*format!("-Clink-arg=-Wl,--version-script={}", script.display())];
-    let library = packages.build(&Build { package: "other_plugin", arguments, ..build }).unwrap();
-    let host = packages.build(&Build { package: "host", ..build }).unwrap();
-    let [host, library] = [&host, &library].map(|path| path.to_str().unwrap());
-    check(&spanprof, &[host, library, "work"]);
+
+    #[test]
+    fn libdatadogs_in_a_program_and_in_a_library() {
+        require!(Root);
+        let (spanprof, reader) = (require!(Spanprof), require!(Go));
+        let build =
+            |what: &[&str]| cargo_fixture::build("libdatadog", what, TARGET.as_ref()).unwrap();
+        // As its documentation says to link.
+        let folder = build(&["--bin", "libdatadog-writer", "--", EXPORT]);
+        check(&spanprof, &reader, &mut Command::new(folder.join("libdatadog-writer")));
+
+        // As a library comes out without any setting: the symbol is in no `.dynsym`.
+        let folder = build(&["--lib", "--crate-type", "cdylib"]);
+        let opener = Program::compile("open").unwrap();
+        let mut command = Command::new(opener.path());
+        command.arg(folder.join("liblibdatadog_writer.so")).arg("write_spans");
+        check(&spanprof, &reader, &mut command);
+    }
 }

@@ -37,11 +37,16 @@ pub(crate) fn run() -> Result<()> {
         || ask(Command::new("go").arg("version").env("GOTOOLCHAIN", "local")).ok(),
         |_| None,
     );
-    report("Go", go, "https://go.dev/dl, 1.24 or newer; only the Pyroscope tests need it");
+    report(
+        "Go",
+        go,
+        "https://go.dev/dl, 1.25 or newer; only the tests with Pyroscope and with Go need it",
+    );
     let binaries = pyroscope::binaries(&cache)?;
     let found = |path: std::path::PathBuf| path.is_file().then(|| path.display().to_string());
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);
+    report("Go service", found(binaries.service), SETUP);
     for tool in &fixture_tools::TOOLS {
         let found = tool.find(&cache).map(|path| path.display().to_string());
         report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));

@@ -1,5 +1,5 @@
-//! The real Pyroscope server, and the reader of pprof that is not ours, for the tests: built from
-//! the Go module `tests/pyroscope`.
+//! The real Pyroscope server, the reader of pprof that is not ours, and a service with Grafana's SDK
+//! for Go, for the tests: built from the Go modules `tests/pyroscope` and `tests/grafana-go`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,31 +16,49 @@ const VERSION: &str = "1.12.0";
 /// The package of the server, in the module that `go.mod` pins.
 const SERVER: &str = "github.com/grafana/pyroscope/cmd/pyroscope";
 
-/// The oldest Go that knows the `tool` directive.
-const OLDEST_GO: (u32, u32) = (1, 24);
+/// The oldest Go that Grafana's SDK can be built with.
+const OLDEST_GO: (u32, u32) = (1, 25);
 
-/// Where set-up puts the two programs: keyed by what they are built from.
+/// The modules.
+const PYROSCOPE: &str = "tests/pyroscope";
+const SERVICE: &str = "tests/grafana-go";
+
+/// Where set-up puts the programs: keyed by what they are built from.
 pub(crate) struct Binaries {
     /// The Pyroscope server.
     pub(crate) server: PathBuf,
     /// Reads a pprof with Go's own package.
     pub(crate) reader: PathBuf,
+    /// A service with Grafana's SDK.
+    pub(crate) service: PathBuf,
 }
 
 /// Where the programs of this checkout are, or would be.
 pub(crate) fn binaries(cache: &Path) -> Result<Binaries> {
-    let module = module();
-    let manifest = [read(&module.join("go.mod"))?, read(&module.join("go.sum"))?];
-    let mut sources = manifest.to_vec();
-    for file in go_files(&module.join("pprofread"))? {
-        sources.push(read(&file)?);
-    }
-    let key = |parts: &[Vec<u8>]| format!("{:016x}", cache::hash(parts));
-    let folder = cache.join(format!("pyroscope-{VERSION}-{}", &key(&manifest)[..12]));
+    let key = |parts: &[Vec<u8>]| format!("{:016x}", cache::hash(parts))[..12].to_owned();
+    let manifest = manifest(&module(PYROSCOPE))?;
+    let mut reader = manifest.clone();
+    sources(&module(PYROSCOPE).join("pprofread"), &mut reader)?;
+    let mut service = self::manifest(&module(SERVICE))?;
+    sources(&module(SERVICE), &mut service)?;
+    let folder = cache.join(format!("pyroscope-{VERSION}-{}", key(&manifest)));
     Ok(Binaries {
         server: folder.join("pyroscope"),
-        reader: folder.join(format!("pprofread-{}", &key(&sources)[..12])).join("pprofread"),
+        reader: folder.join(format!("pprofread-{}", key(&reader))).join("pprofread"),
+        service: cache.join(format!("grafana-go-{}", key(&service))).join("grafana-go"),
     })
+}
+
+/// What pins a module's dependencies.
+fn manifest(module: &Path) -> Result<Vec<Vec<u8>>> {
+    ["go.mod", "go.sum"].into_iter().map(|name| read(&module.join(name))).collect()
+}
+
+fn sources(folder: &Path, to: &mut Vec<Vec<u8>>) -> Result<()> {
+    for file in go_files(folder)? {
+        to.push(read(&file)?);
+    }
+    Ok(())
 }
 
 /// Why the tests against Pyroscope cannot run on this machine, if they cannot.
@@ -56,36 +74,37 @@ pub(crate) fn obstacle() -> Option<String> {
 
 /// Whether set-up has to build one of them.
 pub(crate) fn is_missing(cache: &Path) -> Result<bool> {
-    let Binaries { server, reader } = binaries(cache)?;
-    Ok(!server.is_file() || !reader.is_file())
+    let Binaries { server, reader, service } = binaries(cache)?;
+    Ok(![server, reader, service].iter().all(|binary| binary.is_file()))
 }
 
 /// Builds what is missing. Without Go it says so, and goes on.
 pub(crate) fn install(cache: &Path) -> Result<()> {
     let binaries = binaries(cache)?;
-    let missing: Vec<(&PathBuf, &str)> =
-        [(&binaries.server, SERVER), (&binaries.reader, "./pprofread")]
-            .into_iter()
-            .filter(|(binary, _)| !binary.is_file())
-            .collect();
+    let all = [
+        (&binaries.server, PYROSCOPE, SERVER),
+        (&binaries.reader, PYROSCOPE, "./pprofread"),
+        (&binaries.service, SERVICE, "."),
+    ];
+    let missing: Vec<_> = all.into_iter().filter(|(binary, ..)| !binary.is_file()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     if let Some(obstacle) = obstacle() {
-        shout(&format!("{obstacle}: THE TESTS AGAINST A REAL PYROSCOPE WILL NOT RUN."));
+        shout(&format!("{obstacle}: THE TESTS AGAINST PYROSCOPE AND GRAFANA'S SDK WILL NOT RUN."));
         return Ok(());
     }
     // Both caches of Go go with the folder: 3 GB that nothing else needs.
     let partial = Partial::new(cache, "pyroscope")?;
-    for (binary, package) in missing {
-        step(&format!("building {package} (the server takes about two minutes)"));
+    for (binary, module, package) in missing {
+        step(&format!("building {package} of {module} (the server takes about two minutes)"));
         let new = partial.dir("out")?.join("program");
         let mut build = Command::new("go");
         go(&mut build)
             .args(["build", "-o"])
             .arg(&new)
             .arg(package)
-            .current_dir(module())
+            .current_dir(self::module(module))
             .env("GOMODCACHE", partial.dir("modules")?)
             .env("GOCACHE", partial.dir("objects")?)
             .env("GOTMPDIR", partial.dir("tmp")?);
@@ -107,8 +126,8 @@ fn go(command: &mut Command) -> &mut Command {
         .env_remove("GOARCH")
 }
 
-fn module() -> PathBuf {
-    workspace().join("tests/pyroscope")
+fn module(path: &str) -> PathBuf {
+    workspace().join(path)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -136,7 +136,7 @@ fn measured(subcommand: &str) -> Command {
     command
 }
 
-/// Where the server is, unless the user named another, and the reader.
+/// Where the server is, unless the user named another, the reader, and the service.
 fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     let binaries = pyroscope::binaries(cache)?;
     if std::env::var_os("SPANPROF_PYROSCOPE").is_none() && binaries.server.is_file() {
@@ -144,6 +144,9 @@ fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
     }
     if std::env::var_os("SPANPROF_PPROF_READER").is_none() && binaries.reader.is_file() {
         command.env("SPANPROF_PPROF_READER", binaries.reader);
+    }
+    if std::env::var_os("SPANPROF_GRAFANA_GO").is_none() && binaries.service.is_file() {
+        command.env("SPANPROF_GRAFANA_GO", binaries.service);
     }
     Ok(())
 }

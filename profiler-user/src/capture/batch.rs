@@ -17,11 +17,19 @@ pub struct Batch {
     events: Records,
     samples: Records,
     /// What processes have mapped to run it.
-    pub code_mappings: Vec<CodeMapping>,
-    /// Reports of such mappings were lost since the last batch.
-    pub code_mappings_lost: bool,
+    pub code_mappings: CodeMappings,
     /// Process events were lost since the last batch: what is known of processes may be stale.
     pub events_lost: bool,
+}
+
+/// Mappings, as many as there is room for: those of a process that maps all the time are no reason to
+/// drop samples.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CodeMappings {
+    /// In no order: each CPU reports its own.
+    pub list: Vec<CodeMapping>,
+    /// There were more since the last batch.
+    pub lost: bool,
 }
 
 /// Records of one kind, one behind the other.
@@ -66,22 +74,35 @@ impl Batch {
         !self.events.ends.is_empty()
     }
 
-    /// How many bytes the records have.
+    /// How many bytes the records have, without the mappings.
     #[must_use]
     pub fn len(&self) -> usize {
-        let code_mappings = self.code_mappings.len().saturating_mul(size_of::<CodeMapping>());
-        self.events
-            .bytes
-            .len()
-            .saturating_add(self.samples.bytes.len())
-            .saturating_add(code_mappings)
+        self.events.bytes.len().saturating_add(self.samples.bytes.len())
     }
 
     /// Whether there is nothing to tell.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        let nothing_lost = !self.events_lost && !self.code_mappings_lost;
-        self.len() == 0 && self.sample_count() == 0 && !self.has_events() && nothing_lost
+        let no_records = self.events.ends.is_empty() && self.samples.ends.is_empty();
+        no_records && self.code_mappings.is_empty() && !self.events_lost
+    }
+}
+
+impl CodeMappings {
+    /// A batch of which has 300 KiB.
+    const MAX: usize = 4096;
+
+    /// Appends one if there is room.
+    pub(super) fn push(&mut self, mapping: CodeMapping) {
+        if self.list.len() < Self::MAX {
+            self.list.push(mapping);
+        } else {
+            self.lost = true;
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.list.is_empty() && !self.lost
     }
 }
 

@@ -7,6 +7,7 @@ use std::{
     sync::atomic::{Ordering, fence},
 };
 
+use super::batch::CodeMappings;
 use super::control::unwind_maps::MapMemory;
 use crate::decode::{Addr, BootTime, CodeMapping, FileNumber, Pid};
 
@@ -107,9 +108,8 @@ impl CodeMaps {
         self.event.as_fd()
     }
 
-    /// Empties the ring; tells whether some reports are lost.
-    #[must_use]
-    pub(super) fn read(&mut self, to: &mut Vec<CodeMapping>) -> bool {
+    /// Empties the ring.
+    pub(super) fn read(&mut self, to: &mut CodeMappings) {
         let head = self.memory.load_u64(DATA_HEAD);
         // What the kernel wrote before the head is read after it.
         fence(Ordering::Acquire);
@@ -118,17 +118,16 @@ impl CodeMaps {
         let word = |index: usize| {
             self.memory.load_u64(self.first + begin.wrapping_add(index) % RING_WORDS)
         };
-        let lost = parse(len.min(RING_WORDS), word, to);
+        parse(len.min(RING_WORDS), word, to);
         self.tail = head;
         self.memory.store_u64(DATA_TAIL, &[head]);
-        let missed = std::mem::take(&mut self.missed);
-        missed || lost || len > RING_WORDS - RECORD_WORDS_MAX
+        to.lost |= std::mem::take(&mut self.missed) || len > RING_WORDS - RECORD_WORDS_MAX;
     }
 }
 
-/// Reads records of so many words, one behind the other; tells whether the kernel lost some.
-fn parse(len: usize, word: impl Fn(usize) -> u64, to: &mut Vec<CodeMapping>) -> bool {
-    let (mut at, mut lost) = (0, false);
+/// Reads records of so many words together, one behind the other.
+fn parse(len: usize, word: impl Fn(usize) -> u64, to: &mut CodeMappings) {
+    let mut at = 0;
     while at < len {
         // `struct perf_event_header`: type, 16 bits of flags, and 16 bits of length.
         let (kind, bytes) = (low(word(at)), word(at) >> 48);
@@ -136,12 +135,11 @@ fn parse(len: usize, word: impl Fn(usize) -> u64, to: &mut Vec<CodeMapping>) -> 
         match kind {
             // What is fixed of it, the path, and the time.
             RECORD_MMAP2 if size > 10 => to.push(mapping(|field| word(at + field), size)),
-            RECORD_LOST => lost = true,
+            RECORD_LOST => to.lost = true,
             _ => {}
         }
         at += size;
     }
-    lost
 }
 
 /// A `PERF_RECORD_MMAP2` of so many words.
@@ -170,10 +168,11 @@ mod tests {
         u64::from(kind) | (words * 8) << 48
     }
 
-    fn check(words: &[u64], expected: &[CodeMapping], expected_lost: bool) {
-        let mut read = Vec::new();
-        let lost = parse(words.len(), |index| words[index], &mut read);
-        assert_eq!((read.as_slice(), lost), (expected, expected_lost));
+    #[track_caller]
+    fn check(words: &[u64], list: &[CodeMapping], lost: bool) {
+        let mut read = CodeMappings::default();
+        parse(words.len(), |index| words[index], &mut read);
+        assert_eq!(read, CodeMappings { list: list.to_vec(), lost });
     }
 
     #[test]

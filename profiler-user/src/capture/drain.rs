@@ -114,25 +114,20 @@ impl Drain {
             while let Some(record) = self.events.next() {
                 self.pending.push(RecordKind::ProcessEvent, &record);
             }
-            self.drain_code_maps();
-            if self.pending.len() >= BATCH_BYTES {
-                self.hand_on();
-                self.make_room();
+            for code_maps in self.timers.code_maps_mut() {
+                code_maps.read(&mut self.pending.code_mappings);
             }
             if samples == 0 {
                 break;
+            }
+            if self.pending.len() >= BATCH_BYTES {
+                self.hand_on();
+                self.make_room();
             }
         }
         self.hand_on();
         if let Some(logger) = &mut self.logger {
             logger.flush();
-        }
-    }
-
-    fn drain_code_maps(&mut self) {
-        let pending = &mut self.pending;
-        for code_maps in self.timers.code_maps_mut() {
-            pending.code_mappings_lost |= code_maps.read(&mut pending.code_mappings);
         }
     }
 
@@ -155,8 +150,8 @@ impl Drain {
             let lost = std::mem::take(&mut self.pending);
             self.stats.add(Count::LostAttributeQueueFull, lost.sample_count());
             self.pending.events_lost = lost.events_lost || lost.has_events();
-            self.pending.code_mappings_lost =
-                lost.code_mappings_lost || !lost.code_mappings.is_empty();
+            self.pending.code_mappings.lost =
+                lost.code_mappings.lost || !lost.code_mappings.list.is_empty();
         }
     }
 

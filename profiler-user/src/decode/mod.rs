@@ -252,6 +252,11 @@ pub enum ProcessEventKind {
         /// The code.
         address: Addr,
     },
+    /// It has said where its threads keep their span, and the kernel side knows it.
+    SpanSlot {
+        /// Distance in bytes from the thread pointer.
+        tp_offset: i64,
+    },
 }
 
 /// A process has mapped something to run it. The kernel itself reports that, not a BPF program.

@@ -15,7 +15,7 @@ use super::counted::{aggregate, count_span};
 use super::unwinding::{Fact, UnwindStats, Unwinding};
 use crate::aggregate::{Aggregator, Window};
 use crate::attribute::{Location, SpanPolicy, attribute};
-use crate::capture::{Batch, Capture, Control, Next};
+use crate::capture::{Batch, Capture, Control, HookStats, Hooks, Next};
 use crate::clock::{boot_now, unix_now};
 use crate::decode::{self, BootTime, Frame, UserStack};
 use crate::export::file::AtomicFile;
@@ -41,6 +41,8 @@ pub struct Collected {
     pub window: Window,
     /// Counters since the start.
     pub process: TableStats,
+    /// And those of the probes of hooks.
+    pub hooks: HookStats,
     /// And those of unwinding.
     pub unwind: UnwindStats,
 }
@@ -54,6 +56,8 @@ pub struct Collector {
     pub table: ProcessTable,
     /// The way back to the kernel.
     pub control: Control,
+    /// And the one to the probes of hooks.
+    pub hooks: Hooks,
     /// And the one of unwind tables.
     pub unwinding: Unwinding,
     /// Files that samples were in since the last time that was told.
@@ -144,7 +148,7 @@ impl Collector {
         if batch.events_lost {
             self.table.on_events_lost();
         }
-        if batch.code_mappings_lost {
+        if batch.code_mappings.lost {
             self.table.on_code_mappings_lost();
         }
         for record in batch.events() {
@@ -153,7 +157,7 @@ impl Collector {
                 Err(error) => tracing::error!(%error, "a process event cannot be read"),
             }
         }
-        for mapping in &batch.code_mappings {
+        for mapping in &batch.code_mappings.list {
             self.table.on_code_mapped(*mapping);
         }
         for record in batch.samples() {
@@ -233,6 +237,7 @@ impl Collector {
                 None => Fact::Forget { pid },
             });
         }
+        self.hooks.tell(self.table.elfs().take_hooks());
         for fact in self.table.take_control() {
             let told = match fact {
                 ControlFact::SetSlots { pid, slots } => self.control.set_slots(pid, slots),
@@ -277,7 +282,12 @@ impl Collector {
             .unwrap_or(on_the_wall);
         self.previous_end_unix_ns = Some(start_unix_ns.saturating_add(duration_ns));
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
-        Collected { window, process: self.table.stats().clone(), unwind: self.unwinding.stats() }
+        Collected {
+            window,
+            process: self.table.stats().clone(),
+            hooks: self.hooks.stats(),
+            unwind: self.unwinding.stats(),
+        }
     }
 }
 

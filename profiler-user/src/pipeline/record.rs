@@ -117,6 +117,7 @@ pub async fn record(
             sampler: config.sampler,
             reuse: config.reuse,
             unwind_memory_max: config.unwind_memory_max,
+            hook_probe: config.hook_probe,
         },
         spans: config.outputs.spans.clone(),
         window: None,
@@ -192,7 +193,7 @@ fn finish(
     counters: &Counters,
     stats: &Stats,
 ) -> Result<Finished, RecordError> {
-    let Collected { window, process, unwind } = collected;
+    let Collected { window, process, hooks, unwind } = collected;
     let mut symbolizer =
         Symbolizer::new(SymbolizerConfig::new(config.inline)).with_perf_maps(perf_maps);
     let names = outputs::names(&mut symbolizer, &window, elfs);
@@ -227,6 +228,7 @@ fn finish(
     let books = Books::new(kernel, stats, 0)
         .with("services", &Coverage::of(&window))
         .with("process", &process)
+        .with("hooks", &hooks)
         .with("unwind", &unwind)
         .with("symbolize", &symbolizer.stats())
         .with("sampler", &counters.cost()?)

@@ -21,7 +21,7 @@ use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError, join};
 use super::unwinding::UnwindStats;
 use crate::aggregate::{Group, Window};
-use crate::capture::Counters;
+use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
 use crate::encode::{
     AdmittedValues, EncodeOptions, Encoded, cap_attributes, encode, split_by_span_name,
@@ -99,6 +99,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         counters,
         stats,
         process: TableStats::default(),
+        hooks: HookStats::default(),
         unwind: UnwindStats::default(),
         stopping: Arc::clone(&stopping),
     };
@@ -142,6 +143,7 @@ struct Finisher {
     counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
+    hooks: HookStats,
     unwind: UnwindStats,
     /// The span names of each service that are a series of their own, if any are.
     span_names: Option<AdmittedValues>,
@@ -154,8 +156,9 @@ struct Finisher {
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
-        for Collected { window, process, unwind } in windows {
+        for Collected { window, process, hooks, unwind } in windows {
             self.process = process;
+            self.hooks = hooks;
             self.unwind = unwind;
             if self.stopping.load(Ordering::Relaxed) {
                 self.symbolizer.set_window_budget(LAST_NAMES);
@@ -212,6 +215,7 @@ impl Finisher {
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("services", &self.coverage)
             .with("process", &self.process)
+            .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)
             .with("symbolize", &symbolize)
             .with("sampler", &self.counters.cost()?)

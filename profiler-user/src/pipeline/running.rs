@@ -75,7 +75,7 @@ impl Running {
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
         let StartConfig { capture: wanted, spans, window, recorder } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
-        let Started { capture, mut control, unwind_maps, counters, since } =
+        let Started { capture, mut control, unwind_maps, hooks, counters, since } =
             Capture::start(&wanted, Arc::clone(stats))?;
         let proc = Proc::default();
         if let Some(targets) = &wanted.targets {
@@ -95,6 +95,7 @@ impl Running {
         let collector = Collector {
             table,
             control,
+            hooks,
             unwinding,
             used: UsedFiles::default(),
             spans,

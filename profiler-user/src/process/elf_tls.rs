@@ -116,8 +116,7 @@ impl ElfReader<'_> {
         found
     }
 
-    /// Whether it is a program by its own account: its block is the first behind the thread
-    /// pointer then, also if a loader was started by hand to run it.
+    /// Whether it is a program, and no library, by its own account.
     pub(super) fn is_program(&self) -> bool {
         let flags = || self.dynamic()?.value(DT_FLAGS_1);
         self.header.e_type.get(NATIVE) == ET_EXEC

@@ -6,8 +6,6 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
-use std::fs::File;
-
 use object::NativeEndian;
 use object::elf::{EM_X86_64, PF_X, PT_LOAD, PT_TLS, SectionHeader64};
 use profiler_common::span::{GoLayout, SLOT_GO, SpanSlot};
@@ -41,20 +39,23 @@ const FLAGS_AT: usize = 15;
 const VERSION_MAX: usize = 256;
 /// How much code is searched: the runtime is in a program's first MiB or two.
 const CODE_MAX: u64 = 16 << 20;
+/// The size of a symbol.
+const SYMBOL: u64 = 24;
 /// How much of it is read at a time.
 const CODE_CHUNK: usize = 256 << 10;
 
 type Section = SectionHeader64<NativeEndian>;
 
-/// What a program says of its goroutines' labels.
-pub(super) fn go_labels(file: &File) -> GoLabels {
-    let Some(elf) = ElfReader::open(file) else { return GoLabels::NotGo };
-    let Some(version) = build_info(&elf) else { return GoLabels::NotGo };
+/// What a program says of its goroutines' labels. Adds to `cost` what was read of its code, in the
+/// unit of `elf_tls`: the size of a symbol.
+pub(super) fn go_labels(elf: &ElfReader<'_>, cost: &mut u64) -> GoLabels {
+    let Some(version) = build_info(elf) else { return GoLabels::NotGo };
     let Some(go) = minor_version(&version).and_then(layout) else {
         return GoLabels::VersionUnknown;
     };
     // On other processors a goroutine is in a register, and in memory only where there is C.
-    let offset = if elf.header.e_machine.get(NATIVE) == EM_X86_64 { offset(&elf) } else { None };
+    let offset =
+        if elf.header.e_machine.get(NATIVE) == EM_X86_64 { offset(elf, cost) } else { None };
     offset.map_or(GoLabels::PlaceUnknown, |offset| {
         GoLabels::Known(SpanSlot { offset, format: SLOT_GO, go, ..SpanSlot::EMPTY })
     })
@@ -102,7 +103,7 @@ fn layout(minor: u16) -> Option<GoLayout> {
 }
 
 /// The distance from the thread pointer to the pointer to the goroutine.
-fn offset(elf: &ElfReader<'_>) -> Option<i64> {
+fn offset(elf: &ElfReader<'_>, cost: &mut u64) -> Option<i64> {
     /// Right below the thread pointer.
     const ALONE: i64 = -8;
     // Without C, Go's linker describes it in programs that may be anywhere, and not in others.
@@ -112,13 +113,13 @@ fn offset(elf: &ElfReader<'_>) -> Option<i64> {
         return Some(ALONE);
     }
     let furthest = i64::try_from(len.checked_add(align)?).ok()?.checked_neg()?;
-    let offset = offset_in_code(elf)?;
+    let offset = offset_in_code(elf, cost)?;
     (furthest..=ALONE).contains(&offset).then_some(offset)
 }
 
 /// What `runtime.stackcheck` says, whose code is like no other: it loads the goroutine and compares
 /// the stack pointer with both of its bounds.
-fn offset_in_code(elf: &ElfReader<'_>) -> Option<i64> {
+fn offset_in_code(elf: &ElfReader<'_>, cost: &mut u64) -> Option<i64> {
     let is_code = |segment: &&Segment| segment.p_flags.get(NATIVE) & PF_X != 0;
     let mut left = CODE_MAX;
     elf.segments_of(PT_LOAD).filter(is_code).find_map(|segment| {
@@ -129,6 +130,7 @@ fn offset_in_code(elf: &ElfReader<'_>) -> Option<i64> {
         let mut bytes = vec![0; CODE_CHUNK];
         while at < end {
             let read = read_some(elf.file, at, &mut bytes).ok()?;
+            *cost = cost.saturating_add(u64::try_from(read).ok()? / SYMBOL);
             if let Some(offset) = bytes.get(..read).and_then(offset_in) {
                 return Some(offset);
             }

@@ -1,4 +1,7 @@
-use std::io::{Read as _, Write as _};
+use std::{
+    fs::File,
+    io::{Read as _, Write as _},
+};
 
 use proptest::prelude::*;
 
@@ -69,7 +72,7 @@ fn layouts_are_known_of_five_releases() {
 #[test]
 fn a_program_without_go_is_none() {
     let own = File::open("/proc/self/exe").unwrap();
-    assert_eq!(go_labels(&own), GoLabels::NotGo);
+    assert_eq!(go_labels(&ElfReader::open(&own).unwrap(), &mut 0), GoLabels::NotGo);
 }
 
 proptest! {
@@ -84,7 +87,9 @@ proptest! {
         let mut program = start_of_this_program();
         program[at..at + bytes.len()].copy_from_slice(&bytes);
         file.write_all(&program).unwrap();
-        _ = go_labels(&file);
+        if let Some(elf) = ElfReader::open(&file) {
+            _ = go_labels(&elf, &mut 0);
+        }
     }
 }
 

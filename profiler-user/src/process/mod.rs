@@ -15,6 +15,8 @@ mod elf_tls;
 #[cfg(test)]
 mod fake_proc;
 mod go_labels;
+mod hook_files;
+mod hooked;
 mod images;
 mod looks;
 mod mapped_file;
@@ -30,6 +32,7 @@ mod recorded;
 mod replaced;
 mod service;
 mod snapshot;
+mod span_files;
 mod span_slot;
 mod table;
 mod table_code;
@@ -43,6 +46,7 @@ mod view;
 pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_reader::SpanNote;
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
+pub use hook_files::HookFact;
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
@@ -50,10 +54,12 @@ pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use span_slot::{FoundSlot, SlotSource, span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
-pub use table_stats::TableStats;
+pub use table_stats::{SlotDelays, TableStats};
 pub use tls_slot::TlsModel;
 pub use view::{Process, Unreadable};
 
+#[cfg(test)]
+mod hook_tests;
 #[cfg(test)]
 mod live_tests;
 #[cfg(test)]

@@ -11,7 +11,8 @@ use std::{
 use super::maps::{ContextMapping, EntryName, Maps};
 use super::proc_fs::{Proc, ProcessDir, ProcessStat};
 use super::process_context::{ContextError, ProcessContext};
-use super::span_slot::{FoundSlots, SlotFinder, SpanFiles, find_slots};
+use super::span_files::{SpanFileFinder, SpanFiles};
+use super::span_slot::{FoundSlots, find_slots};
 use super::{
     Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
     ServiceIdentity, TableStats, Unreadable,
@@ -76,7 +77,7 @@ pub(super) struct Reader {
     pub(super) proc: Proc,
     pub(super) elfs: ElfRegistry,
     pub(super) perf_maps: PerfMapRegistry,
-    slots: SlotFinder,
+    span_files: SpanFileFinder,
     hasher: RandomState,
     text: Vec<u8>,
     /// How many bytes of mappings were read so far.
@@ -90,7 +91,7 @@ impl Reader {
             proc,
             elfs,
             perf_maps: PerfMapRegistry::default(),
-            slots: SlotFinder::default(),
+            span_files: SpanFileFinder::default(),
             // Keyed at random: nobody can make two texts that look the same.
             hasher: RandomState::new(),
             text: Vec::new(),
@@ -144,7 +145,7 @@ impl Reader {
         let context = read_context(&dir, &contexts, known_context, stats);
         let known_files = known.and_then(|(_, facts)| facts.span_files.as_ref());
         let span_files =
-            self.slots.files(&snapshot, identity.main_elf, &self.elfs, known_files, stats);
+            self.span_files.files(&snapshot, identity.main_elf, &self.elfs, known_files, stats);
         let slots = find_slots(context.as_deref(), &span_files, &dir, stats);
         // A run time begins to write when it makes code, so that each look may find a file.
         let makes_code = snapshot.mappings().iter().any(|it| it.backing == Backing::Anonymous);

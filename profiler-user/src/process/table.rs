@@ -17,11 +17,13 @@ use std::{
 
 use profiler_common::span::SpanSlots;
 
+use super::hooked::KernelSlots;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
 use super::reader::{Facts, ReadMaps, Reader};
 use super::replaced::Replaced;
 use super::span_slot::FoundSlot;
+use super::table_code::MAPPED_PER_SECOND;
 use super::use_order::{Stamp, UseOrder};
 use super::{
     ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
@@ -152,6 +154,8 @@ pub(super) struct Entry {
     /// Of reads for the names of attributes.
     pub(super) keys_backoff: Backoff,
     pub(super) slots: Vec<FoundSlot>,
+    /// What the kernel side knows of its slots.
+    pub(super) kernel: KernelSlots,
     /// It is a copy of its parent: it was forked, and runs no program of its own yet.
     pub(super) is_copy: bool,
     /// When it was read last.
@@ -159,6 +163,8 @@ pub(super) struct Entry {
     /// Grows with each program that the process runs.
     pub(super) generation: u64,
     pub(super) replaced: Replaced,
+    /// How many more of the mappings that it makes are looked at.
+    pub(super) mapped_allowance: Allowance,
     pub(super) used: Stamp,
     /// How many mappings of the table's count are its.
     pub(super) mappings: usize,
@@ -237,6 +243,7 @@ impl ProcessTable {
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
             ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
+            ProcessEventKind::SpanSlot { tp_offset } => self.on_span_slot(pid, at, tp_offset),
         }
     }
 
@@ -255,7 +262,14 @@ impl ProcessTable {
         let now = self.now;
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         let Some(missing) = entry.missing(at, addresses) else { return };
-        if !entry.backoff.is_over(now) {
+        // A stack that was walked wrong leads to addresses where nothing is, for which the process
+        // was read in vain.
+        let is_over = if entry.is_spoilt() {
+            entry.backoff.is_rested(now)
+        } else {
+            entry.backoff.is_over(now)
+        };
+        if !is_over {
             self.stats.reads_backed_off += 1;
             return;
         }
@@ -266,9 +280,13 @@ impl ProcessTable {
         self.stats.reads_for_samples += 1;
         self.look(pid, ReadMaps::Always);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
+        let maps_len = entry.state.maps_len();
         match entry.missing(at, addresses) {
-            Some(still_missing) if still_missing >= missing => entry.backoff.grow(now),
-            _ => entry.backoff.rest(now, entry.state.maps_len()),
+            Some(still_missing) if still_missing >= missing => {
+                let failed = entry.is_spoilt();
+                entry.backoff.grow(now, (!failed).then_some(maps_len));
+            }
+            _ => entry.backoff.rest(now, maps_len),
         }
     }
 
@@ -327,6 +345,7 @@ impl ProcessTable {
         let generation = self.next_generation();
         let entry = self.entry(pid);
         entry.state = State::Unread;
+        entry.kernel = KernelSlots::from(at);
         entry.is_copy = false;
         entry.exited_at = None;
         entry.gone = false;
@@ -348,6 +367,7 @@ impl ProcessTable {
         let replaced = self.processes.get(&parent).map(|parent| parent.replaced.clone());
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.kernel = KernelSlots::from(at);
         entry.replaced = replaced.unwrap_or_default();
         entry.is_copy = true;
         entry.exited_at = None;
@@ -412,10 +432,12 @@ impl ProcessTable {
                 backoff: Backoff::default(),
                 keys_backoff: Backoff::default(),
                 slots: Vec::new(),
+                kernel: KernelSlots::default(),
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
                 replaced: Replaced::default(),
+                mapped_allowance: Allowance::new(MAPPED_PER_SECOND),
                 used: by_use.insert(pid),
                 mappings: 0,
             }
@@ -433,7 +455,8 @@ impl ProcessTable {
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if !std::mem::take(&mut entry.slots).is_empty() {
+        entry.slots.clear();
+        if entry.kernel.known.take().is_some() {
             self.control.insert(pid, None);
         }
     }

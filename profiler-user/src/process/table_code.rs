@@ -8,6 +8,10 @@ use super::table::{Entry, State};
 use super::{Process, ProcessTable};
 use crate::decode::{Addr, BootTime, CodeMapping, Pid};
 
+/// How many mappings of a process are looked at in a second: a look takes a microsecond, or ten where
+/// it has as many mappings as there can be.
+pub(super) const MAPPED_PER_SECOND: u32 = 1000;
+
 impl ProcessTable {
     /// With a clock that tells when processes are read. Without, that is the latest time that the
     /// table was told: earlier than it was, because samples and events come late.
@@ -21,6 +25,9 @@ impl ProcessTable {
     pub fn on_code_mapped(&mut self, mapping: CodeMapping) {
         self.now = self.now.max(mapping.at);
         let Some(entry) = self.processes.get_mut(&mapping.pid) else { return };
+        if !entry.mapped_allowance.take(self.now) {
+            return self.on_code_mappings_lost();
+        }
         if entry.replaced.note(mapping, entry.images.snapshots()) {
             self.stats.code_replaced += 1;
             self.read_if_needed(mapping.pid, mapping.at, &[]);

@@ -124,6 +124,28 @@ fn a_process_that_replaces_mappings_all_the_time_is_not_read_all_the_time() {
 }
 
 #[test]
+fn a_process_that_was_read_in_vain_is_read_when_it_replaces_something() {
+    let mut swap = Swap::new();
+    swap.table.refresh(Pid(7), at(NOW + 10), &[Addr(0xbad)]);
+    swap.table.refresh(Pid(7), at(NOW + 20), &[Addr(0xbad)]);
+    assert_eq!((swap.table.stats().maps_read, swap.table.stats().reads_backed_off), (2, 1));
+    swap.write("b.so");
+    swap.mapped(7, NOW + 21, 0x5000, "b.so");
+    assert_eq!((swap.table.stats().maps_read, swap.table.stats().reads_backed_off), (3, 1));
+}
+
+#[test]
+fn of_a_process_that_maps_all_the_time_not_all_is_looked_at() {
+    let mut swap = Swap::new();
+    for _ in 0..5000 {
+        swap.mapped(7, NOW + 10, 0x9000, "b.so");
+    }
+    assert_eq!(swap.table.stats().code_mappings_lost, 5000 - 1001);
+    swap.mapped(7, NOW + 100, 0x5000, "b.so");
+    assert_eq!(swap.table.stats().code_replaced, 1);
+}
+
+#[test]
 fn a_child_has_what_its_parent_has_mapped_in_the_place_of_something_else() {
     let mut swap = Swap::new();
     let old = epoch(&swap.table, 7, NOW);

@@ -66,6 +66,10 @@ impl ProcessTable {
         self.stats.looks += 1;
         let done = match look.purpose {
             Purpose::Discover => self.look(look.pid, ReadMaps::Always),
+            Purpose::Hooked => {
+                self.look(look.pid, ReadMaps::Always);
+                true
+            }
             Purpose::Exit => self.check_exit(look.pid),
         };
         if done {
@@ -189,7 +193,7 @@ impl ProcessTable {
         self.look(pid, ReadMaps::IfResized);
         let named = self.names_attribute(pid, greatest);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now) }
+        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now, Some(0)) }
     }
 
     fn names_attribute(&self, pid: Pid, index: u8) -> bool {
@@ -262,8 +266,10 @@ impl ProcessTable {
                 self.stats.pids_reused += 1;
                 self.clear_slot(pid);
                 let generation = self.next_generation();
-                self.entry(pid).generation = generation;
                 let started = BootTime(process.start_time.saturating_mul(TICK));
+                let entry = self.entry(pid);
+                entry.generation = generation;
+                entry.kernel.forget_before(started);
                 self.push_image(pid, started.max(last_read).min(now), process);
             }
             // The mappings changed some time after the last read.
@@ -287,23 +293,31 @@ impl ProcessTable {
         // A copy has its parent's pointer to a record, but works on no span of its parent's: it
         // publishes again when it has a process context of its own (OTEP 4719).
         let own = found.announced || !entry.is_copy;
-        let Some(slots) = found.to_control().filter(|_| own) else {
+        let read = found.to_control().filter(|_| own);
+        let is_published = read.is_some() && found.is_published();
+        let Some(slots) = entry.kernel.with(read) else {
             self.clear_slot(pid);
             return false;
         };
-        let is_published = found.is_published();
-        if entry.slots != found.list {
+        if entry.kernel.known.replace(slots) != Some(slots) {
             self.control.insert(pid, Some(slots));
-            if let Some(first) = found.list.first() {
+            if let Some(start) = entry.kernel.without_since.take() {
+                self.stats.slots_by_look_after.add(self.now.0.saturating_sub(start.0));
+            }
+        }
+        // What it has said itself by its hook is counted where it says so.
+        let list = if read.is_some() { found.list } else { Vec::new() };
+        if entry.slots != list {
+            if let Some(first) = list.first() {
                 *match first.source {
-                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::GoRuntime => &mut self.stats.slots_of_go,
+                    SlotSource::ProcessContext => &mut self.stats.slots_by_context,
                     SlotSource::Note => &mut self.stats.slots_by_note,
                     SlotSource::DynamicSymbol => &mut self.stats.slots_by_dynamic_symbol,
                     SlotSource::SymbolTable => &mut self.stats.slots_by_symbol_table,
                 } += 1;
             }
-            entry.slots = found.list;
+            entry.slots = list;
         }
         is_published
     }
