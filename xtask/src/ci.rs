@@ -41,7 +41,7 @@ fn documentation() -> Result<()> {
 /// What others download of span-marker builds by itself, without this workspace.
 fn package() -> Result<()> {
     // Its files are those of the commit, or of the change that is being checked.
-    exec(cargo().args(["package", "--package=span-marker", "--allow-dirty"]))
+    exec(cargo().args(["package", "--package=span-marker", "--all-features", "--allow-dirty"]))
 }
 
 /// A build script that is wrong about what it depends on makes every build start over, and
