@@ -21,7 +21,7 @@ pub struct Packages {
 pub struct Build<'a> {
     /// `program` or `plugin`, which have span-marker; or `host`, which loads a plugin.
     pub package: &'a str,
-    /// `dev`, or one of [`PROFILES`].
+    /// `dev`, `release`, `thin` or `fat`: the last two have that kind of link-time optimization.
     pub profile: &'a str,
     /// For all crates.
     pub rustflags: &'a str,
