@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::MappingSnapshot;
-use crate::decode::{Addr, BootTime, CodeMapping};
+use crate::decode::{Addr, BootTime, CodeMapping, Pid};
 
 /// As many mappings are remembered: a library and half a hundred that it needs.
 const MADE_MAX: usize = 64;
@@ -57,6 +57,29 @@ impl Replaced {
         if !replaces && !self.made.iter().any(|made| made.meets(&mapping)) {
             return false;
         }
+        self.insert(mapping);
+        true
+    }
+
+    /// Takes note of what a process was found to have in the place of something else, and did not
+    /// have at a time, where no report says when that was: since that time it may have been there.
+    pub(super) fn note_unreported(
+        &mut self,
+        pid: Pid,
+        before: &MappingSnapshot,
+        since: BootTime,
+        now: &MappingSnapshot,
+    ) {
+        let at = BootTime(since.0.saturating_add(1));
+        for mapping in now.as_made(pid, at) {
+            let reported = |made: &Made| made.mapping.at > since && made.meets(&mapping);
+            if before.has_another_in_place_of(&mapping) && !self.made.iter().any(reported) {
+                self.insert(mapping);
+            }
+        }
+    }
+
+    fn insert(&mut self, mapping: CodeMapping) {
         if self.made.len() >= MADE_MAX
             && let Some(oldest) = self.made.pop_front()
         {
@@ -64,7 +87,6 @@ impl Replaced {
         }
         let later = self.made.partition_point(|made| made.mapping.at <= mapping.at);
         self.made.insert(later, Made { mapping, is_in: None });
-        true
     }
 
     /// Whether a snapshot of a process, which it was found to have at a time, is wrong by now.
@@ -110,7 +132,7 @@ impl Replaced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{FileNumber, Pid};
+    use crate::decode::FileNumber;
     use crate::process::{Backing, ElfId, Mapping};
 
     const HERE: Addr = Addr(0x5010);
