@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::MappingSnapshot;
-use crate::decode::{Addr, BootTime, CodeMapping};
+use crate::decode::{Addr, BootTime, CodeMapping, Pid};
 
 /// As many mappings are remembered: a library and half a hundred that it needs.
 const MADE_MAX: usize = 64;
@@ -17,14 +17,14 @@ pub(super) struct Replaced {
     made: VecDeque<Made>,
     /// Those until then are forgotten.
     forgotten: BootTime,
+    /// The snapshot of this epoch was found to be right at this time. What is mapped can have another
+    /// number than in it and be the same: overlayfs has two for one file (Linux 6.8 to 6.17).
+    found: (u64, BootTime),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Made {
     mapping: CodeMapping,
-    /// The snapshot of this epoch was seen to have it, though it may have a file of another number:
-    /// some file systems have two for one file (overlayfs, Linux 6.8 to 6.17).
-    is_in: Option<u64>,
 }
 
 impl Made {
@@ -37,7 +37,7 @@ impl Made {
     }
 
     fn spoils(&self, snapshot: &MappingSnapshot) -> bool {
-        self.is_in != Some(snapshot.epoch()) && snapshot.has_another_in_place_of(&self.mapping)
+        snapshot.has_another_in_place_of(&self.mapping)
     }
 }
 
@@ -57,14 +57,36 @@ impl Replaced {
         if !replaces && !self.made.iter().any(|made| made.meets(&mapping)) {
             return false;
         }
+        self.insert(mapping);
+        true
+    }
+
+    /// Takes note of what a process was found to have in the place of something else, and did not
+    /// have at a time, where no report says when that was: since that time it may have been there.
+    pub(super) fn note_unreported(
+        &mut self,
+        pid: Pid,
+        before: &MappingSnapshot,
+        since: BootTime,
+        now: &MappingSnapshot,
+    ) {
+        let at = BootTime(since.0.saturating_add(1));
+        for mapping in now.as_made(pid, at) {
+            let reported = |made: &Made| made.mapping.at > since && made.meets(&mapping);
+            if before.has_another_in_place_of(&mapping) && !self.made.iter().any(reported) {
+                self.insert(mapping);
+            }
+        }
+    }
+
+    fn insert(&mut self, mapping: CodeMapping) {
         if self.made.len() >= MADE_MAX
             && let Some(oldest) = self.made.pop_front()
         {
             self.forgotten = self.forgotten.max(oldest.mapping.at);
         }
         let later = self.made.partition_point(|made| made.mapping.at <= mapping.at);
-        self.made.insert(later, Made { mapping, is_in: None });
-        true
+        self.made.insert(later, Made { mapping });
     }
 
     /// Whether a snapshot of a process, which it was found to have at a time, is wrong by now.
@@ -75,16 +97,7 @@ impl Replaced {
 
     /// The process was found to have the same mappings as before.
     pub(super) fn found_again(&mut self, snapshot: &MappingSnapshot, found_at: BootTime) {
-        let before = self.made.partition_point(|made| made.mapping.at <= found_at);
-        for index in 0..before {
-            let mut later = self.made.range(index + 1..before);
-            if let Some(made) = self.made.get(index).copied()
-                && !later.any(|later| later.meets(&made.mapping))
-                && let Some(made) = self.made.get_mut(index)
-            {
-                made.is_in = Some(snapshot.epoch());
-            }
-        }
+        self.found = (snapshot.epoch(), found_at);
     }
 
     /// Whether what a snapshot has at an address was there at a time.
@@ -92,13 +105,13 @@ impl Replaced {
         if self.forgotten > snapshot.read_at().min(at) {
             return false;
         }
-        let (then, as_read) = (self.last(addr, at), self.last(addr, snapshot.read_at()));
+        // Not for earlier samples: what came and went in between may not be reported yet.
+        let (epoch, found_at) = self.found;
+        let found_again = epoch == snapshot.epoch() && found_at <= at;
+        let read_at = if found_again { found_at } else { snapshot.read_at() };
+        let (then, as_read) = (self.last(addr, at), self.last(addr, read_at));
         let made = then.and_then(|index| self.made.get(index));
-        then == as_read
-            || made.is_some_and(|made| {
-                made.is_in == Some(snapshot.epoch())
-                    || !snapshot.has_another_at(addr, &made.mapping)
-            })
+        then == as_read || made.is_some_and(|made| !snapshot.has_another_at(addr, &made.mapping))
     }
 
     /// The last mapping until a time that has an address.
@@ -110,7 +123,7 @@ impl Replaced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::{FileNumber, Pid};
+    use crate::decode::FileNumber;
     use crate::process::{Backing, ElfId, Mapping};
 
     const HERE: Addr = Addr(0x5010);
@@ -170,7 +183,7 @@ mod tests {
         }
         replaced.found_again(&known, BootTime(40));
         let right = |at| replaced.was_there(&known, HERE, BootTime(at));
-        assert_eq!([19, 20, 30, 50].map(right), [true, false, true, true]);
+        assert_eq!([19, 20, 30, 39, 40, 50].map(right), [true, false, false, false, true, true]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::ElfId;
-use crate::decode::{Addr, BootTime, CodeMapping, FileNumber};
+use crate::decode::{Addr, BootTime, CodeMapping, FileNumber, Pid};
 
 /// The executable mappings of a process, as they were read at one time. Never changed: a process
 /// that maps something else gets another snapshot, of another epoch.
@@ -130,6 +130,18 @@ impl MappingSnapshot {
         self.index_of(addr).is_some_and(|index| !self.is_same(index, made))
     }
 
+    /// The mappings as if a process had made them at a time.
+    pub(super) fn as_made(&self, pid: Pid, at: BootTime) -> impl Iterator<Item = CodeMapping> {
+        self.mappings.iter().zip(&self.files).map(move |(mapping, file)| CodeMapping {
+            at,
+            pid,
+            begin: Addr(mapping.start),
+            end: Addr(mapping.end),
+            file_offset: mapping.file_offset,
+            file: *file,
+        })
+    }
+
     fn index_of(&self, addr: Addr) -> Option<usize> {
         let behind = self.mappings.partition_point(|mapping| mapping.start <= addr.0);
         let index = behind.checked_sub(1)?;
@@ -198,7 +210,7 @@ mod tests {
         let snapshot = MappingSnapshot::read(BootTime(9), vec![(elf, file), code], false);
         let made = |begin, end, file_offset, file| CodeMapping {
             at: BootTime(10),
-            pid: crate::decode::Pid(1),
+            pid: Pid(1),
             begin: Addr(begin),
             end: Addr(end),
             file_offset,

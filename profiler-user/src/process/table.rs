@@ -105,6 +105,8 @@ pub struct ProcessTable {
     pub(super) reader: Reader,
     pub(super) now: BootTime,
     pub(super) clock: Option<fn() -> BootTime>,
+    /// When reports of mappings, of whatever processes, were lost last.
+    pub(super) code_mappings_lost_at: BootTime,
     pub(super) processes: HashMap<Pid, Entry>,
     pub(super) by_use: UseOrder<Pid>,
     /// How many mappings all processes have.
@@ -151,6 +153,7 @@ impl ProcessTable {
             reader: Reader::new(proc, elfs),
             now,
             clock: None,
+            code_mappings_lost_at: BootTime(0),
             processes: HashMap::new(),
             by_use: UseOrder::default(),
             mappings: 0,
@@ -222,14 +225,13 @@ impl ProcessTable {
     pub(super) fn read_if_needed(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
         let now = self.now;
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        let Some(missing) = entry.missing(at, addresses) else { return };
+        let lost_at = self.code_mappings_lost_at;
+        let is_doubtful = entry.is_doubtful(lost_at, now);
+        let Some(missing) = entry.missing(at, addresses, is_doubtful) else { return };
         // A stack that was walked wrong leads to addresses where nothing is, for which the process
-        // was read in vain.
-        let is_over = if entry.is_spoilt() {
-            entry.backoff.is_rested(now)
-        } else {
-            entry.backoff.is_over(now)
-        };
+        // was read in vain: no reason to wait.
+        let backoff = &entry.backoff;
+        let is_over = if is_doubtful { backoff.is_rested(now) } else { backoff.is_over(now) };
         if !is_over {
             self.stats.reads_backed_off += 1;
             return;
@@ -241,10 +243,9 @@ impl ProcessTable {
         self.stats.reads_for_samples += 1;
         self.look(pid, ReadMaps::Always);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        let maps_len = entry.state.maps_len();
-        match entry.missing(at, addresses) {
+        let (maps_len, failed) = (entry.state.maps_len(), entry.is_doubtful(lost_at, now));
+        match entry.missing(at, addresses, failed) {
             Some(still_missing) if still_missing >= missing => {
-                let failed = entry.is_spoilt();
                 entry.backoff.grow(now, (!failed).then_some(maps_len));
             }
             _ => entry.backoff.rest(now, maps_len),
@@ -399,6 +400,7 @@ impl ProcessTable {
                 generation: 0,
                 replaced: Replaced::default(),
                 mapped_allowance: Allowance::new(MAPPED_PER_SECOND),
+                code_mappings_lost_at: BootTime(0),
                 used: by_use.insert(pid),
                 mappings: 0,
             }

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use super::looks::SECOND;
 use super::table_entry::{Entry, State};
 use super::{Process, ProcessTable};
 use crate::decode::{Addr, BootTime, CodeMapping, Pid};
@@ -11,6 +12,9 @@ use crate::decode::{Addr, BootTime, CodeMapping, Pid};
 /// How many mappings of a process are looked at in a second: a look takes a microsecond, or ten where
 /// it has as many mappings as there can be.
 pub(super) const MAPPED_PER_SECOND: u32 = 1000;
+
+/// How often a process is read, at most, because reports of mappings were lost.
+const SUSPECT_EVERY: u64 = SECOND / 10;
 
 impl ProcessTable {
     /// With a clock that tells when processes are read. Without, that is the latest time that the
@@ -26,7 +30,9 @@ impl ProcessTable {
         self.now = self.now.max(mapping.at);
         let Some(entry) = self.processes.get_mut(&mapping.pid) else { return };
         if !entry.mapped_allowance.take(self.now) {
-            return self.on_code_mappings_lost();
+            entry.code_mappings_lost_at = self.now;
+            self.stats.code_mappings_lost += 1;
+            return;
         }
         if entry.replaced.note(mapping, entry.images.snapshots()) {
             self.stats.code_replaced += 1;
@@ -34,10 +40,12 @@ impl ProcessTable {
         }
     }
 
-    /// Reports of mappings were lost: what any process has may be something else. The next rescan
-    /// comes when it is due, because a process that maps much loses those of all others.
+    /// Reports of mappings were lost: what any process has may be something else. Those that are
+    /// sampled are read again with their next sample, the others in the next rescan, which comes
+    /// when it is due: a process that maps much loses the reports of all others.
     pub fn on_code_mappings_lost(&mut self) {
         self.stats.code_mappings_lost += 1;
+        self.code_mappings_lost_at = self.read_clock();
         self.rescan.code_mappings_lost = true;
     }
 
@@ -67,14 +75,18 @@ impl ProcessTable {
 }
 
 impl Entry {
-    /// Whether what is known of its mappings is wrong by now.
-    pub(super) fn is_spoilt(&self) -> bool {
+    /// Whether what is known of its mappings is wrong by now, or may be.
+    pub(super) fn is_doubtful(&self, lost_at: BootTime, now: BootTime) -> bool {
         let Some((_, newest)) = self.images.newest() else { return false };
         let found_at = match &self.state {
             State::Unread => return false,
             State::Inherited => newest.snapshot.read_at(),
             State::Read(facts) => facts.maps_read_at,
         };
-        self.replaced.spoils(&newest.snapshot, found_at)
+        // It may have mapped something that was not reported. Not so soon after it was read: reports
+        // may be lost all the time.
+        let is_suspect = found_at < lost_at.max(self.code_mappings_lost_at)
+            && found_at.0.saturating_add(SUSPECT_EVERY) <= now.0;
+        is_suspect || self.replaced.spoils(&newest.snapshot, found_at)
     }
 }

@@ -164,6 +164,27 @@ fn a_child_has_what_its_parent_has_mapped_in_the_place_of_something_else() {
 }
 
 #[test]
+fn after_lost_reports_of_mappings_what_is_sampled_is_read_again() {
+    let mut swap = Swap::new();
+    let old = epoch(&swap.table, 7, NOW);
+    swap.table.tick(at(NOW + 500));
+    swap.table.on_code_mappings_lost();
+    swap.write("b.so");
+    swap.table.refresh(Pid(7), at(NOW + 500), &[Swap::HERE]);
+    assert_eq!(swap.table.stats().maps_read, 2);
+    // Since when it is there is not known.
+    assert!(swap.walked(7, NOW + 1, old).0 && swap.walked(7, NOW + 499, old).0);
+    assert!(!swap.walked(7, NOW + 501, epoch(&swap.table, 7, NOW + 501)).0);
+    // Reports may be lost all the time.
+    for ms in 501..=1500 {
+        swap.table.tick(at(NOW + ms));
+        swap.table.on_code_mappings_lost();
+        swap.table.refresh(Pid(7), at(NOW + ms), &[Swap::HERE]);
+    }
+    assert_eq!(swap.table.stats().maps_read, 12);
+}
+
+#[test]
 fn after_lost_reports_of_mappings_the_next_rescan_reads_all() {
     let mut swap = Swap::new();
     swap.table.on_code_mappings_lost();

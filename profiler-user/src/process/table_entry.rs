@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) replaced: Replaced,
     /// How many more of the mappings that it makes are looked at.
     pub(super) mapped_allowance: Allowance,
+    /// When there were more.
+    pub(super) code_mappings_lost_at: BootTime,
     pub(super) used: Stamp,
     /// How many mappings of the table's count are its.
     pub(super) mappings: usize,
@@ -65,14 +67,19 @@ impl State {
 impl Entry {
     /// How many of a sample's addresses could become known by reading the process; `None` if
     /// reading is of no use.
-    pub(super) fn missing(&self, at: BootTime, addresses: &[Addr]) -> Option<usize> {
+    pub(super) fn missing(
+        &self,
+        at: BootTime,
+        addresses: &[Addr],
+        is_doubtful: bool,
+    ) -> Option<usize> {
         let (from, newest) = self.images.newest()?;
         match &self.state {
             _ if self.gone => None,
             // Of the program that ran before, nothing more can be learnt.
             State::Unread => (from <= at).then_some(usize::MAX),
             State::Read(facts) if facts.is_kernel_thread() => None,
-            State::Inherited | State::Read(_) if self.is_spoilt() => Some(usize::MAX),
+            State::Inherited | State::Read(_) if is_doubtful => Some(usize::MAX),
             State::Inherited | State::Read(_) => {
                 let current = self.images.at(at).is_some_and(|it| Arc::ptr_eq(it, newest));
                 let unknown = |addr: &&Addr| newest.snapshot.find(**addr).is_none();

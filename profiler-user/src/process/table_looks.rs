@@ -242,7 +242,14 @@ impl ProcessTable {
     fn apply(&mut self, pid: Pid, looked: Looked) -> bool {
         let now = self.now;
         let Looked { process, facts, slots } = looked;
+        let lost_at = self.code_mappings_lost_at;
         let entry = self.entry(pid);
+        if let (State::Read(before), Some((_, newest))) = (&entry.state, entry.images.newest())
+            && before.maps_read_at < lost_at.max(entry.code_mappings_lost_at)
+        {
+            let since = before.maps_read_at;
+            entry.replaced.note_unreported(pid, &newest.snapshot, since, &process.snapshot);
+        }
         entry.replaced.found_again(&process.snapshot, facts.maps_read_at);
         let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
         let last_read = std::mem::replace(&mut entry.read_at, now);

@@ -141,5 +141,6 @@ fn libraries_that_take_each_others_place() {
     // Until what is there now is known, a stack has its first frame, and says so.
     let is_cut = |walk: &Walk| matches!(walk.user()[..], [_, "[program had changed]"]);
     profile.all(|walk| is_right(walk) || is_cut(walk));
-    profile.least(60, is_right);
+    // How long that takes depends on what else the machine does.
+    profile.least(30, is_right);
 }

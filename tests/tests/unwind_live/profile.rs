@@ -125,6 +125,8 @@ fn record(spanprof: PathBuf, pid: u32, ticks: u64, more: &[&str]) -> (Vec<Walk>,
     let walks = walks_of(&spanprof.path(RAW));
     let books = spanprof.books().unwrap();
     check_marks(&walks, &books);
+    // Other programs on the host can fill the ring.
+    println!("reports of mappings lost: {}", books.process("code_mappings_lost"));
     (walks, books)
 }
 
