@@ -1,9 +1,9 @@
-//! Makes an executable export the thread-local symbol, without a line in its own build.
+//! Makes an executable export the thread-local symbol and the hook, without a line in its own build.
 //!
 //! A program linked the default way keeps `otel_thread_ctx_v1` out of its dynamic symbol table, and
 //! cargo does not hand a dependency's linker arguments on. It does hand on libraries. So this
-//! script writes a shared object of a few hundred bytes that refers to the symbol, weakly, and links
-//! it. LLD (rustc's default linker here) and gold then export the program's definition; because
+//! script writes a shared object of a few hundred bytes that refers to both names, weakly, and links
+//! it. LLD (rustc's default linker here) and gold then export the program's definitions; because
 //! rustc links with `--as-needed`, the program does not depend on the object at run time. GNU ld and
 //! mold ignore it.
 
@@ -36,6 +36,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 const ELF_HEADER_LEN: u64 = 64;
 const PROGRAM_HEADER_LEN: u64 = 56;
 const SYMBOL_LEN: u64 = 24;
+/// With the null symbol, which comes first.
+const SYMBOLS: u64 = 3;
 
 /// A string table: offsets are handed out as strings are added.
 struct Strings(Vec<u8>);
@@ -75,19 +77,20 @@ impl Elf {
     }
 }
 
-/// The shared object: one weak, undefined, thread-local symbol and what an ELF needs around it.
-/// Weak, because a strong one would be an error in a program that dropped the definition.
+/// The shared object: two weak, undefined symbols, one of them thread-local, and what an ELF needs
+/// around them. Weak, because a strong one would be an error in a program that dropped the definition.
 fn shared_object(machine: u16) -> Vec<u8> {
     let mut names = Strings(vec![0]);
     let soname = names.add("libspan_marker_export.so");
-    let symbol = names.add("otel_thread_ctx_v1");
+    let slot = names.add("otel_thread_ctx_v1");
+    let hook = names.add("span_marker_thread_slot_v1");
     let mut sections = Strings(vec![0]);
     let section_names = [".dynsym", ".dynstr", ".dynamic", ".hash", ".shstrtab"]
         .map(|name| u32::try_from(sections.add(name)).unwrap_or(0));
 
     let symbols = ELF_HEADER_LEN + 2 * PROGRAM_HEADER_LEN;
-    let hash = symbols + 2 * SYMBOL_LEN;
-    let hash_len = 24; // five words, padded
+    let hash = symbols + SYMBOLS * SYMBOL_LEN;
+    let hash_len = 24; // six words
     let dynamic = hash + hash_len;
     let dynamic_len = 6 * 16;
     let strings = dynamic + dynamic_len;
@@ -102,12 +105,14 @@ fn shared_object(machine: u16) -> Vec<u8> {
     // PT_LOAD (all of it, writable as .dynamic is), PT_DYNAMIC.
     elf.word(&[1, 6]).long(&[0, 0, 0, end, end, 0x1000]);
     elf.word(&[2, 6]).long(&[dynamic, dynamic, dynamic, dynamic_len, dynamic_len, 8]);
-    // .dynsym: the null symbol, then STB_WEAK, STT_TLS, SHN_UNDEF.
+    // .dynsym: the null symbol, then STB_WEAK, SHN_UNDEF: an STT_TLS and an STT_FUNC.
     elf.bytes(&[0; 24]);
-    elf.word(&[u32::try_from(symbol).unwrap_or(0)]).bytes(&[(2 << 4) | 6, 0]);
-    elf.half(&[0]).long(&[0, 0]);
-    // .hash: one bucket, two symbols, a chain.
-    elf.word(&[1, 2, 1, 0, 0, 0]);
+    for (name, kind) in [(slot, 6), (hook, 2)] {
+        elf.word(&[u32::try_from(name).unwrap_or(0)]).bytes(&[(2 << 4) | kind, 0]);
+        elf.half(&[0]).long(&[0, 0]);
+    }
+    // .hash: one bucket, three symbols, a chain.
+    elf.word(&[1, 3, 1, 0, 2, 0]);
     // DT_SONAME, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_STRSZ, DT_NULL.
     elf.long(&[14, soname, 4, hash, 5, strings, 6, symbols, 10, strings_len, 0, 0]);
     elf.bytes(&names.0).bytes(&sections.0);
@@ -120,7 +125,7 @@ fn shared_object(machine: u16) -> Vec<u8> {
         elf.word(&link).long(&[align, entry]);
     };
     section(0, 0, 0, 0, 0, [0, 0], 0, 0);
-    section(1, 11, 2, symbols, 2 * SYMBOL_LEN, [2, 1], 8, SYMBOL_LEN);
+    section(1, 11, 2, symbols, SYMBOLS * SYMBOL_LEN, [2, 1], 8, SYMBOL_LEN);
     section(2, 3, 2, strings, strings_len, [0, 0], 1, 0);
     section(3, 6, 3, dynamic, dynamic_len, [2, 0], 8, 16);
     section(4, 5, 2, hash, hash_len, [1, 0], 8, 4);

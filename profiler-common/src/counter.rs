@@ -14,7 +14,7 @@ macro_rules! counters {
 }
 
 /// How many counters there are.
-pub const COUNTERS_LEN: u32 = 32;
+pub const COUNTERS_LEN: u32 = 35;
 
 counters! {
     /// Timer ticks on a task that is to be sampled. Each becomes a record or a `LOST_*`.
@@ -84,4 +84,10 @@ counters! {
     /// A sample without a span of a thread with more labels than are looked at. It is one of
     /// `SPAN_NONE`.
     SPAN_LABELS_CUT = 31 => "span_labels_cut",
+    /// A program said by span-marker's hook where its threads keep their span.
+    HOOK_TAKEN = 32 => "hook_taken",
+    /// A call of a hook with a place that cannot be.
+    HOOK_REFUSED = 33 => "hook_refused",
+    /// A call of a hook in vain: there is no room for another process, or for another place of one.
+    HOOK_NO_ROOM = 34 => "hook_no_room",
 }

@@ -14,6 +14,9 @@ pub const EVENT_EXIT: u32 = 3;
 /// `ProcessEventRecord::kind`: a sample's code is in no mapping that is known of the process, or of
 /// the process nothing is known. Not sent more often than each 10 ms for a process.
 pub const EVENT_UNKNOWN_CODE: u32 = 4;
+/// `ProcessEventRecord::kind`: the process has said by span-marker's hook where its threads keep
+/// their span, and it is in `SPAN_SLOTS`. Sent for at most four places of one program.
+pub const EVENT_SPAN_SLOT: u32 = 5;
 
 /// One process event, as the BPF programs write it to the `PROCESS_EVENTS` ring.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -29,7 +32,8 @@ pub struct ProcessEventRecord {
     pub parent_tgid: u32,
     /// Always zero.
     pub reserved: u32,
-    /// For `EVENT_UNKNOWN_CODE` the address of the code, otherwise zero.
+    /// For `EVENT_UNKNOWN_CODE` the address of the code, for `EVENT_SPAN_SLOT` the distance from
+    /// the thread pointer to the slot (an `i64`), otherwise zero.
     pub address: u64,
 }
 

@@ -202,6 +202,17 @@ pub struct GoLayout {
     pub labels_are_map: u16,
 }
 
+/// What came of [`SpanSlots::add`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It was there before.
+    Known,
+    /// It is there now.
+    New,
+    /// There are as many as are kept.
+    NoRoom,
+}
+
 impl SpanSlots {
     /// One place.
     #[must_use]
@@ -209,6 +220,21 @@ impl SpanSlots {
         let mut slots = [SpanSlot::EMPTY; SPAN_SLOTS_MAX];
         slots[0] = slot;
         Self { slots }
+    }
+
+    /// Adds a place behind those that are there.
+    #[inline(always)]
+    pub fn add(&mut self, slot: SpanSlot) -> Added {
+        for place in &mut self.slots {
+            if *place == slot {
+                return Added::Known;
+            }
+            if place.format == SLOT_EMPTY {
+                *place = slot;
+                return Added::New;
+            }
+        }
+        Added::NoRoom
     }
 }
 
@@ -235,3 +261,21 @@ const _: () = assert!(size_of::<SpanSlot>() == 24);
 // SAFETY: `FromBytes` and `IntoBytes` are stricter than `Pod`: any bytes are a value, no padding.
 #[cfg(feature = "user")]
 unsafe impl aya::Pod for SpanSlots {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_kept_once_and_up_to_four() {
+        let at = SpanSlot::at_thread_pointer;
+        let mut slots = SpanSlots::one(at(-8));
+        assert_eq!(slots.add(at(-8)), Added::Known);
+        assert_eq!(
+            [-16, -24, -32, -40].map(|to| slots.add(at(to))),
+            [Added::New, Added::New, Added::New, Added::NoRoom]
+        );
+        assert_eq!(slots.add(at(-24)), Added::Known);
+        assert_eq!(slots.slots.map(|slot| slot.offset), [-8, -16, -24, -32]);
+    }
+}

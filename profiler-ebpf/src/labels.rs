@@ -163,9 +163,9 @@ fn copy(scratch: &mut Scratch, form: u64, at: u64, place: Place) -> Result<(), i
             scratch.words[bounded::<SCRATCH_WORDS>((first + last) as u64)] = 0;
         }
     }
-    // SAFETY: `first` leaves room for the longest record in `words`.
+    // SAFETY: `first` leaves room for the longest record.
     let record = unsafe { scratch.words.as_mut_ptr().add(first) }.cast::<u8>();
-    // SAFETY: the place is in the record.
+    // SAFETY: a place is within that record.
     let to = unsafe { record.add(place.at) };
     // SAFETY: `to` has room for the bytes; the helper fails on an address that cannot be read, and
     // then writes zeros.

@@ -10,4 +10,5 @@ pub mod label_list;
 pub mod lookup;
 pub mod machine;
 pub mod span_record;
+pub mod span_slot;
 pub mod unwind;

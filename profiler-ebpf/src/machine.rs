@@ -14,6 +14,8 @@ pub struct Machine {
     pub signal_fp: u64,
     /// Where the return address is, from the frame pointer; the caller's frame pointer is at 0.
     pub frame_pointer_ra: u64,
+    /// Static thread-local storage is below the thread pointer, otherwise above it.
+    pub tls_below: bool,
 }
 
 /// `struct ucontext` (arch/x86/include/uapi/asm/ucontext.h): sp is at it, `sc_r8` 40 bytes in.
@@ -23,6 +25,7 @@ pub const X86_64: Machine = Machine {
     signal_ip: 40 + 16 * 8,
     signal_fp: 40 + 10 * 8,
     frame_pointer_ra: 8,
+    tls_below: true,
 };
 
 /// `struct rt_sigframe` (arch/arm64/kernel/signal.c): 128 bytes of siginfo, then a ucontext whose
@@ -33,4 +36,5 @@ pub const AARCH64: Machine = Machine {
     signal_ip: 128 + 176 + 8 + 32 * 8,
     signal_fp: 128 + 176 + 8 + 29 * 8,
     frame_pointer_ra: 8,
+    tls_below: false,
 };

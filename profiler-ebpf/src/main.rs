@@ -10,6 +10,7 @@
     reason = "the log macro's closures, before they are inlined; the verifier has the last word"
 )]
 
+mod hook;
 mod labels;
 mod maps;
 mod process;
@@ -22,8 +23,8 @@ mod volatile;
 mod walk;
 
 use aya_ebpf::{
-    macros::{perf_event, raw_tracepoint},
-    programs::{PerfEventContext, RawTracePointContext},
+    macros::{perf_event, raw_tracepoint, uprobe},
+    programs::{PerfEventContext, ProbeContext, RawTracePointContext},
 };
 
 /// Takes one sample. Attached to a CPU-clock perf event on every CPU.
@@ -73,6 +74,14 @@ fn on_fork(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sched_process_exit")]
 fn on_exit(_ctx: RawTracePointContext) -> i32 {
     process::exit();
+    0
+}
+
+/// `span_marker_thread_slot_v1(slot: *const *const u8, tp_offset: i64)`, in the program that calls
+/// it. Attached to every binary that has it.
+#[uprobe]
+fn on_span_slot(ctx: ProbeContext) -> u32 {
+    hook::span_slot(&ctx);
     0
 }
 

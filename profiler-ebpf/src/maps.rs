@@ -35,7 +35,8 @@ pub(crate) static SAMPLES: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 pub(crate) static PROCESS_EVENTS: RingBuf = RingBuf::with_byte_size(1 << 18, 0);
 
 /// Key: tgid. Where its threads keep the pointer to their span record. Written by user space, and
-/// deleted here when the process gets another program image.
+/// here when the process calls span-marker's hook; deleted here when the process gets another
+/// program image.
 #[map]
 pub(crate) static SPAN_SLOTS: HashMap<u32, SpanSlots> = HashMap::with_max_entries(16384, 0);
 

@@ -95,13 +95,13 @@ pub(crate) fn exit() {
 }
 
 #[inline(always)]
-fn is_target(tgid: u32) -> bool {
+pub(crate) fn is_target(tgid: u32) -> bool {
     // SAFETY: only the presence of the element is used.
     unsafe { TARGETS.get(tgid) }.is_some()
 }
 
 #[inline(always)]
-fn current_tgid() -> u32 {
+pub(crate) fn current_tgid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
@@ -112,7 +112,7 @@ fn read_kernel(task: u64, offset: u32) -> Option<u32> {
 }
 
 #[inline(always)]
-fn send(kind: u32, tgid: u32, parent_tgid: u32, address: u64) {
+pub(crate) fn send(kind: u32, tgid: u32, parent_tgid: u32, address: u64) {
     let record = ProcessEventRecord {
         // SAFETY: the helper takes no argument and cannot fail.
         boot_ns: unsafe { bpf_ktime_get_boot_ns() },

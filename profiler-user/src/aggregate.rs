@@ -7,7 +7,7 @@ use std::{
 
 use indexmap::IndexSet;
 
-use crate::attribute::{AttributedSample, Location, SpanLabel};
+use crate::attribute::{AttributedSample, Location, SpanAttribute, SpanLabel};
 use crate::process::{ElfId, ServiceIdentity};
 
 /// A stack, leaf first: the kernel's frames, then the process's.
@@ -76,14 +76,21 @@ impl Group {
 struct Limits {
     /// Frames of distinct stacks: 24 bytes each.
     frames: usize,
-    /// Distinct pairs of stack and span.
+    /// Distinct pairs of stack and span. The last quarter is for stacks outside of any span, where
+    /// samples go whose span has no room.
     rows: usize,
-    /// Bytes of distinct span names.
+    /// Bytes of distinct names and attribute values of spans.
     name_bytes: usize,
 }
 
 const WINDOW: Limits = Limits { frames: 4 << 20, rows: 1 << 20, name_bytes: 32 << 20 };
 const SERVICE: Limits = Limits { frames: 1 << 20, rows: 1 << 18, name_bytes: 8 << 20 };
+
+impl Limits {
+    const fn of_spans(self) -> Self {
+        Self { rows: self.rows / 4 * 3, ..self }
+    }
+}
 
 /// A window in the making.
 #[derive(Debug, Default)]
@@ -116,6 +123,15 @@ impl Held {
     }
 }
 
+/// What became of a sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    /// It is counted.
+    Whole,
+    /// It is counted, but under no span: there is no room for another pair of stack and span.
+    WithoutSpan,
+}
+
 /// The window or the service holds as many distinct stacks or spans as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the window holds as many distinct stacks and spans as it may")]
@@ -126,8 +142,8 @@ struct GroupInProgress {
     main_elf: Option<ElfId>,
     stacks: IndexSet<Stack>,
     spans: IndexSet<SpanLabel>,
-    /// Each name once: a span's own copy of it goes.
-    names: HashSet<Arc<str>>,
+    /// Each name and attribute value once: a span's own copy of it goes.
+    texts: HashSet<Arc<str>>,
     rows: HashMap<(usize, Option<usize>), Totals>,
     held: Held,
 }
@@ -143,15 +159,23 @@ impl Aggregator {
     ///
     /// # Errors
     ///
-    /// The sample is not added: it has a stack or a span that the window, or its service's part of
-    /// it, has no room for. Samples of stacks and spans that are there already are always counted.
-    pub fn add(&mut self, sample: AttributedSample) -> Result<(), WindowFull> {
-        let AttributedSample { service, main_elf, stack, span, value } = sample;
+    /// The sample is not added: the window, or its service's part of it, has no room for its stack,
+    /// not even outside of any span. Samples of what is there already are always counted.
+    pub fn add(&mut self, sample: AttributedSample) -> Result<Added, WindowFull> {
+        let AttributedSample { service, main_elf, stack, mut span, value } = sample;
         let group = self.groups.entry(service).or_default();
-        let more = group.would_take(&stack, span.as_ref());
-        let is_new = more.rows > 0;
-        if is_new && !(self.held.plus(more).within(WINDOW) && group.held.plus(more).within(SERVICE))
-        {
+        let (all, own) = (self.held, group.held);
+        let fits = |more: Held, window: Limits, service: Limits| {
+            more.rows == 0 || (all.plus(more).within(window) && own.plus(more).within(service))
+        };
+        let mut more = group.would_take(&stack, span.as_ref());
+        let mut added = Added::Whole;
+        if span.is_some() && !fits(more, WINDOW.of_spans(), SERVICE.of_spans()) {
+            span = None;
+            more = group.would_take(&stack, None);
+            added = Added::WithoutSpan;
+        }
+        if !fits(more, WINDOW, SERVICE) {
             return Err(WindowFull);
         }
         self.held = self.held.plus(more);
@@ -162,7 +186,7 @@ impl Aggregator {
         let totals = group.rows.entry((stack, span)).or_default();
         totals.samples = totals.samples.saturating_add(1);
         totals.cpu_ns = totals.cpu_ns.saturating_add(value);
-        Ok(())
+        Ok(added)
     }
 
     /// Ends the window and begins the next.
@@ -190,12 +214,12 @@ impl GroupInProgress {
         if pair.is_some_and(|pair| self.rows.contains_key(&pair)) {
             return Held::default();
         }
-        let new_name =
-            span.and_then(|span| span.name.as_ref()).filter(|name| !self.names.contains(*name));
+        let new_texts = span.into_iter().flat_map(texts_of);
+        let new_texts = new_texts.filter(|text| !self.texts.contains(*text));
         Held {
             frames: if stack_at.is_some() { 0 } else { stack.len() },
             rows: 1,
-            name_bytes: new_name.map_or(0, |name| name.len()),
+            name_bytes: new_texts.map(|text| text.len()).sum(),
         }
     }
 
@@ -203,17 +227,28 @@ impl GroupInProgress {
         if let Some(at) = self.spans.get_index_of(&span) {
             return at;
         }
-        if let Some(name) = &span.name {
-            match self.names.get(name) {
-                Some(known) => span.name = Some(Arc::clone(known)),
-                None => _ = self.names.insert(Arc::clone(name)),
-            }
+        span.name = span.name.map(|name| self.once(name));
+        if !span.attributes.is_empty() {
+            let held_once = |attribute: &SpanAttribute| SpanAttribute {
+                label: Arc::clone(&attribute.label),
+                value: self.once(Arc::clone(&attribute.value)),
+            };
+            span.attributes = span.attributes.iter().map(held_once).collect();
         }
         self.spans.insert_full(span).0
     }
 
+    /// The copy of a text that is held.
+    fn once(&mut self, text: Arc<str>) -> Arc<str> {
+        if let Some(known) = self.texts.get(&text) {
+            return Arc::clone(known);
+        }
+        self.texts.insert(Arc::clone(&text));
+        text
+    }
+
     fn finish(self, service: Arc<ServiceIdentity>) -> Group {
-        let Self { main_elf, stacks, spans, names: _, rows, held: _ } = self;
+        let Self { main_elf, stacks, spans, texts: _, rows, held: _ } = self;
         let mut rows: Vec<Row> = rows
             .into_iter()
             .map(|((stack, span), Totals { samples, cpu_ns })| Row { stack, span, samples, cpu_ns })
@@ -221,6 +256,12 @@ impl GroupInProgress {
         rows.sort_unstable();
         Group { service, main_elf, stacks, spans, rows }
     }
+}
+
+/// The name and the attribute values of a span.
+fn texts_of(span: &SpanLabel) -> impl Iterator<Item = &Arc<str>> {
+    let values = span.attributes.iter().map(|attribute| &attribute.value);
+    span.name.iter().chain(values)
 }
 
 #[cfg(test)]
@@ -241,6 +282,7 @@ mod tests {
                 trace_id: TraceId([1; 16]),
                 span_id: SpanId([id; 8]),
                 name: None,
+                attributes: Arc::default(),
             }),
             value: 10,
         }
@@ -290,6 +332,31 @@ mod tests {
         let window = aggregator.take(0, 0, 0);
         assert_eq!(window.samples(), 6);
         assert!(aggregator.add(sample("hostile", &deep[1..], None)).is_ok(), "a new window");
+    }
+
+    #[test]
+    fn a_million_spans_cost_their_service_spans_and_nobody_a_sample() {
+        let mut aggregator = Aggregator::default();
+        let with_span = |of: &str, id: u32| {
+            let mut sample = sample(of, &[1], Some(0));
+            let span = sample.span.as_mut().unwrap();
+            span.span_id = SpanId(u64::from(id).to_be_bytes());
+            sample
+        };
+        let mut without = 0_u64;
+        for id in 0..1_000_000 {
+            match aggregator.add(with_span("hostile", id)).expect("its stack is there") {
+                Added::Whole => {}
+                Added::WithoutSpan => without += 1,
+            }
+        }
+        assert_eq!(aggregator.add(with_span("other", 1)), Ok(Added::Whole));
+        let window = aggregator.take(0, 0, 0);
+        assert_eq!(window.samples(), 1_000_001);
+        let hostile = &window.groups[0];
+        assert_eq!(hostile.spans.len(), 3 << 16);
+        let outside = hostile.rows.iter().find(|row| row.span.is_none()).unwrap();
+        assert_eq!(outside.samples, without);
     }
 
     #[test]

@@ -87,6 +87,9 @@ pub struct Sampling {
     /// Reuse the stack that a thread had at its last sample as far as it is the same
     #[arg(long, hide = true, value_enum, default_value_t)]
     pub stack_reuse: StackReuse,
+    /// How calls of span-marker's hook are noticed, where it is not to be as this kernel can
+    #[arg(long, hide = true, value_enum)]
+    pub hook_probe: Option<HookProbe>,
 }
 
 /// Which span of a trace a sample is charged to.
@@ -122,12 +125,48 @@ pub enum BpfSampler {
     Floor,
 }
 
-/// Options of everything that writes files.
+/// A way to notice that a program calls span-marker's hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HookProbe {
+    /// A `uprobe_multi` link (Linux 6.6)
+    Multi,
+    /// A perf event
+    Perf,
+    /// None
+    Off,
+}
+
+/// What becomes of samples in spans that their trace does not keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Unsampled {
+    /// They are charged to the span
+    #[default]
+    Keep,
+    /// They are charged to no span: there is no trace that leads to it
+    Skip,
+}
+
+/// Options of everything that attributes samples.
 #[derive(Args, Clone, Debug)]
-pub struct Outputs {
+pub struct Spans {
     /// Charge samples to the local root span or to the active span
     #[arg(long, value_enum, default_value_t)]
     pub span_scope: SpanScope,
+    /// What becomes of samples in spans that are not sampled (W3C trace flags)
+    #[arg(long, value_enum, default_value_t)]
+    pub unsampled_spans: Unsampled,
+    /// Label samples with this attribute of the active span, as http_route for http.route, where
+    /// the process publishes it. May be given up to 8 times
+    #[arg(long = "span-attribute", value_name = "KEY")]
+    pub attributes: Vec<String>,
+}
+
+/// Options of everything that writes files.
+#[derive(Args, Clone, Debug)]
+pub struct Outputs {
+    /// Which spans.
+    #[command(flatten)]
+    pub spans: Spans,
     /// Write this file; its ending says what: .pb.gz (pprof), .svg (flame graph), .folded, .json
     /// (span table). May be given more than once
     #[arg(short, long = "output", value_name = "FILE")]
@@ -206,9 +245,13 @@ pub struct Run {
     /// How to sample.
     #[command(flatten)]
     pub sampling: Sampling,
-    /// Charge samples to the local root span or to the active span
-    #[arg(long, value_enum, default_value_t)]
-    pub span_scope: SpanScope,
+    /// Which spans.
+    #[command(flatten)]
+    pub spans: Spans,
+    /// The most values of a span attribute that a service has labels of; the others share `other`:
+    /// in Pyroscope, every set of values is a series
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub span_attribute_max: usize,
     /// The server: http:// or https://, host, port, and its path prefix if it has one
     #[arg(long, value_name = "URL", env = "SPANPROF_PYROSCOPE_URL")]
     pub pyroscope_url: String,

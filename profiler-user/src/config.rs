@@ -6,8 +6,8 @@ use std::{
     time::Duration,
 };
 
-use crate::attribute::SpanScope;
-use crate::capture::{CaptureConfig, Sampler, StackReuse};
+use crate::attribute::{ChosenAttribute, SpanPolicy, SpanScope, Unsampled};
+use crate::capture::{CaptureConfig, HookProbe, Sampler, StackReuse};
 use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
@@ -21,6 +21,20 @@ const WINDOW_MAX: Duration = Duration::from_secs(30);
 const WINDOW_MIN: Duration = Duration::from_secs(1);
 /// How long `record` samples when nothing says when to stop.
 const RECORD_DURATION: Duration = Duration::from_secs(10);
+
+/// How many attributes of spans can be labels.
+const SPAN_ATTRIBUTES_MAX: usize = 8;
+/// The labels that profiles and samples have anyway.
+const OWN_LABELS: [&str; 8] = [
+    "deployment_environment",
+    "host",
+    "service_name",
+    "service_namespace",
+    "service_version",
+    "span_id",
+    "span_name",
+    "trace_id",
+];
 
 /// What was asked for that cannot be.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +57,17 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
     },
+    /// It has no label of its own.
+    #[error("--span-attribute {key:?}: there is a label {label:?} already, or it cannot be one")]
+    SpanAttribute {
+        /// What was typed.
+        key: String,
+        /// The label that it would have.
+        label: String,
+    },
+    /// Each is a label of every series, of which a server takes 30.
+    #[error("--span-attribute: no more than {SPAN_ATTRIBUTES_MAX} attributes can be labels")]
+    SpanAttributes,
     /// Not a header. What was typed is not repeated: it may be a secret.
     #[error("--header must be NAME: VALUE")]
     Header,
@@ -101,6 +126,8 @@ pub struct RecordConfig {
     pub reuse: StackReuse,
     /// What the maps of unwinding may take together, in bytes.
     pub unwind_memory_max: u64,
+    /// How calls of span-marker's hook are noticed; `None`: as this kernel can.
+    pub hook_probe: Option<HookProbe>,
 }
 
 /// What `record` and `replay` write.
@@ -111,7 +138,7 @@ pub struct OutputsConfig {
     /// Where the counters go.
     pub stats: Option<PathBuf>,
     /// Which span a sample is charged to.
-    pub span_scope: SpanScope,
+    pub spans: SpanPolicy,
 }
 
 impl RecordConfig {
@@ -141,6 +168,7 @@ impl RecordConfig {
             sampler: sampling.bpf_sampler.map(Sampler::from),
             reuse: sampling.stack_reuse.into(),
             unwind_memory_max: u64::from(sampling.max_unwind_mib) << 20,
+            hook_probe: sampling.hook_probe.map(HookProbe::from),
         })
     }
 }
@@ -181,7 +209,9 @@ pub struct RunConfig {
     /// What to sample.
     pub capture: CaptureConfig,
     /// Which span a sample is charged to.
-    pub span_scope: SpanScope,
+    pub spans: SpanPolicy,
+    /// The most values of a span attribute of a service, before `other`.
+    pub span_attribute_values: usize,
     /// How much time one profile covers.
     pub window: Duration,
     /// Inlined functions are frames of their own.
@@ -231,8 +261,10 @@ impl RunConfig {
                 sampler: typed.sampling.bpf_sampler.map(Sampler::from),
                 reuse: typed.sampling.stack_reuse.into(),
                 unwind_memory_max: u64::from(typed.sampling.max_unwind_mib) << 20,
+                hook_probe: typed.sampling.hook_probe.map(HookProbe::from),
             },
-            span_scope: typed.span_scope.into(),
+            spans: span_policy(typed.spans)?,
+            span_attribute_values: typed.span_attribute_max,
             window,
             inline: typed.inline,
             span_names: typed.span_name.then_some(typed.span_name_max),
@@ -263,6 +295,16 @@ impl From<cli::BpfSampler> for Sampler {
     }
 }
 
+impl From<cli::HookProbe> for HookProbe {
+    fn from(typed: cli::HookProbe) -> Self {
+        match typed {
+            cli::HookProbe::Multi => Self::Multi,
+            cli::HookProbe::Perf => Self::Perf,
+            cli::HookProbe::Off => Self::Off,
+        }
+    }
+}
+
 impl From<cli::StackReuse> for StackReuse {
     fn from(typed: cli::StackReuse) -> Self {
         match typed {
@@ -282,16 +324,46 @@ impl From<cli::SpanScope> for SpanScope {
     }
 }
 
+fn span_policy(typed: cli::Spans) -> Result<SpanPolicy, ConfigError> {
+    let unsampled = match typed.unsampled_spans {
+        cli::Unsampled::Keep => Unsampled::Keep,
+        cli::Unsampled::Skip => Unsampled::Skip,
+    };
+    let mut attributes: Vec<ChosenAttribute> = Vec::new();
+    for key in typed.attributes {
+        let label = label_of(&key);
+        let taken = label.starts_with("__")
+            || OWN_LABELS.contains(&label.as_str())
+            || attributes.iter().any(|chosen| *chosen.label == *label);
+        if key.is_empty() || taken {
+            return Err(ConfigError::SpanAttribute { key, label });
+        }
+        if attributes.len() == SPAN_ATTRIBUTES_MAX {
+            return Err(ConfigError::SpanAttributes);
+        }
+        attributes.push(ChosenAttribute { key, label: label.into() });
+    }
+    Ok(SpanPolicy { scope: typed.span_scope.into(), unsampled, attributes: attributes.into() })
+}
+
+/// The label of an attribute: Pyroscope shows names of letters, digits and `_` only.
+fn label_of(key: &str) -> String {
+    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let label = key.chars().map(|character| if fits(character) { character } else { '_' });
+    let digit_first = key.starts_with(|character: char| character.is_ascii_digit());
+    digit_first.then_some('_').into_iter().chain(label).collect()
+}
+
 impl OutputsConfig {
     /// Checks what was typed.
     ///
     /// # Errors
     ///
-    /// A file's ending does not say what to write.
+    /// A file's ending does not say what to write, or an attribute cannot be a label.
     pub fn new(typed: cli::Outputs) -> Result<Self, ConfigError> {
-        let cli::Outputs { span_scope, output, stats } = typed;
+        let cli::Outputs { spans, output, stats } = typed;
         let files = output.into_iter().map(Output::new).collect::<Result<_, _>>()?;
-        Ok(Self { files, stats, span_scope: span_scope.into() })
+        Ok(Self { files, stats, spans: span_policy(spans)? })
     }
 }
 
@@ -346,6 +418,28 @@ mod tests {
         assert_eq!(target("12"), InspectTarget::Process(Pid(12)));
         assert_eq!(target("./12"), InspectTarget::File("./12".into()));
         assert_eq!(target("/bin/sh"), InspectTarget::File("/bin/sh".into()));
+    }
+
+    #[test]
+    fn attributes_of_spans_are_labels_of_their_own() {
+        let policy = |keys: &[&str]| {
+            span_policy(cli::Spans {
+                span_scope: cli::SpanScope::Active,
+                unsampled_spans: cli::Unsampled::Skip,
+                attributes: keys.iter().map(|&key| key.to_owned()).collect(),
+            })
+        };
+        let found = policy(&["http.route", "rpc/method", "2xx"]).unwrap();
+        let labels: Vec<&str> = found.attributes.iter().map(|chosen| &*chosen.label).collect();
+        assert_eq!(labels, ["http_route", "rpc_method", "_2xx"]);
+        assert_eq!((found.scope, found.unsampled), (SpanScope::Active, Unsampled::Skip));
+        for refused in [&["span.id"][..], &["http.route", "http_route"], &[""], &["__name__"]] {
+            assert!(matches!(policy(refused), Err(ConfigError::SpanAttribute { .. })));
+        }
+        assert!(matches!(
+            policy(&["a", "b", "c", "d", "e", "f", "g", "h", "i"]),
+            Err(ConfigError::SpanAttributes)
+        ));
     }
 
     #[test]

@@ -46,6 +46,12 @@ counts! {
     SpanIdsZero => "span_ids_zero",
     /// Samples whose thread has labels with an id that is none: no span. They are not lost.
     SpanLabelsMalformed => "span_labels_malformed",
+    /// Samples in spans whose trace flags say that they are not sampled, whether they are charged to
+    /// them or, by `--unsampled-spans skip`, to none. They are not lost.
+    SpanUnsampled => "span_unsampled",
+    /// Samples that are charged to no span because their window holds as many as it may. They are
+    /// not lost.
+    SpanOverLimit => "span_over_limit",
     /// Samples whose user stack was walked with the mappings of a program that did not run any
     /// more: only the first frame is kept. They are not lost.
     UserStackStale => "user_stack_stale",

@@ -5,49 +5,21 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use opentelemetry::Context;
-use opentelemetry::trace::{
-    SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState, Tracer as _,
-    TracerProvider as _,
-};
+use opentelemetry::trace::{TraceContextExt as _, Tracer as _, TracerProvider as _};
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use span_marker::{Record, SpanIds};
+use tracing_subscriber::prelude::*;
 
-const ROUNDS: usize = 15;
-const TIMES: u32 = 200_000;
+#[path = "enter_exit/measure.rs"]
+mod measure;
 
-/// The median, over the rounds, of the time that `work` takes.
-fn measure(mut work: impl FnMut()) -> f64 {
-    let mut round = || {
-        let start = thread_cpu_ns();
-        for _ in 0..TIMES {
-            work();
-        }
-        (thread_cpu_ns() - start) / f64::from(TIMES)
-    };
-    round();
-    let mut rounds: Vec<f64> = (0..ROUNDS).map(|_| round()).collect();
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
-}
+use measure::measure;
 
-/// The thread's own clock: what other programs do meanwhile does not count.
-#[expect(clippy::cast_precision_loss, reason = "a program does not run for 2^52 nanoseconds")]
-fn thread_cpu_ns() -> f64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes to the structure that it is given.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
-    now.tv_sec as f64 * 1e9 + now.tv_nsec as f64
-}
+const IDS: SpanIds = SpanIds { trace_id: [1; 16], span_id: [2; 8], trace_flags: 1 };
 
-fn context(span_id: u8) -> Context {
-    let span = SpanContext::new(
-        TraceId::from_bytes([1; 16]),
-        SpanId::from_bytes([span_id; 8]),
-        TraceFlags::SAMPLED,
-        false,
-        TraceState::default(),
-    );
-    Context::new().with_remote_span_context(span)
+/// A context with a span of a provider's own.
+fn context(provider: &SdkTracerProvider) -> Context {
+    Context::current_with_span(provider.tracer("enter_exit").start("context"))
 }
 
 fn attach_and_detach(context: &Context) {
@@ -60,27 +32,59 @@ fn span_in_context(provider: &SdkTracerProvider) -> impl FnMut() {
     move || drop(black_box(Context::current_with_span(tracer.start("span"))))
 }
 
+/// Entering and leaving a span of `tracing`, below another one; and making one.
+fn tracing_span<S>(subscriber: S) -> [f64; 2]
+where
+    S: tracing::Subscriber + Send + Sync + 'static,
+{
+    tracing::subscriber::with_default(subscriber, || {
+        let _outer = tracing::info_span!("outer").entered();
+        let span = tracing::info_span!("span");
+        let enter_exit = measure(|| black_box(&span).in_scope(|| black_box(())));
+        [enter_exit, measure(|| drop(black_box(tracing::info_span!("span"))))]
+    })
+}
+
+/// What a service does for each span: its own name, and its local root.
+fn build() -> Record {
+    let builder = Record::builder(black_box(IDS));
+    builder.local_root(black_box([3; 8]), Some(black_box("GET /cart"))).name("price").build()
+}
+
 #[expect(clippy::print_stdout, reason = "a program that prints its result")]
 fn main() {
     let empty = measure(|| {
         black_box(());
     });
-    let record = SpanIds { trace_id: [1; 16], span_id: [2; 8], trace_flags: 1 };
-    let record = Arc::new(Record::builder(record).name("enter_exit").build());
+    let record = build();
     let enter_exit = measure(|| drop(black_box(span_marker::enter(black_box(&record)))));
+    let shared = Arc::new(build());
+    let owned = measure(|| drop(black_box(span_marker::enter_owned(Arc::clone(&shared)))));
+    let building = measure(|| drop(black_box(build())));
 
-    let plain = context(3);
+    let [registry, registry_span] = tracing_span(tracing_subscriber::registry());
+    let layered = tracing_subscriber::registry().with(span_marker::tracing::layer());
+    let [layered, layered_span] = tracing_span(layered);
+
+    let provider = SdkTracerProvider::builder().build();
+    let plain = context(&provider);
     let attach_without = measure(|| attach_and_detach(&plain));
-    let span_without = measure(span_in_context(&SdkTracerProvider::builder().build()));
+    let span_without = measure(span_in_context(&provider));
 
     let processor = span_marker::opentelemetry::processor();
-    let marked = context(4);
-    let attach_with = measure(|| attach_and_detach(&marked));
     let provider = SdkTracerProvider::builder().with_span_processor(processor).build();
+    let marked = context(&provider);
+    let attach_with = measure(|| attach_and_detach(&marked));
     let span_with = measure(span_in_context(&provider));
 
     let line = serde_json::json!({
         "enter_exit_ns": enter_exit - empty,
+        "enter_owned_exit_ns": owned - empty,
+        "build_ns": building - empty,
+        "tracing_enter_exit_ns": registry - empty,
+        "tracing_enter_exit_extra_ns": layered - registry,
+        "tracing_span_ns": registry_span - empty,
+        "tracing_span_extra_ns": layered_span - registry_span,
         "otel_attach_detach_ns": attach_without - empty,
         "otel_attach_detach_extra_ns": attach_with - attach_without,
         "otel_span_ns": span_without - empty,

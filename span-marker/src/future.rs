@@ -5,8 +5,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use pin_project_lite::pin_project;
-
 use crate::record::Record;
 use crate::thread::enter;
 
@@ -20,23 +18,24 @@ pub trait MarkFuture: Future + Sized {
 
 impl<F: Future> MarkFuture for F {}
 
-pin_project! {
-    /// A future whose polls are marked with a record.
-    #[derive(Debug)]
-    #[must_use = "futures do nothing unless polled"]
-    pub struct Marked<F> {
-        #[pin]
-        future: F,
-        record: Arc<Record>,
-    }
+/// A future whose polls are marked with a record.
+#[derive(Debug)]
+#[must_use = "futures do nothing unless polled"]
+pub struct Marked<F> {
+    future: F,
+    record: Arc<Record>,
 }
 
 impl<F: Future> Future for Marked<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let this = self.project();
-        let _guard = enter(this.record);
-        this.future.poll(cx)
+        // SAFETY: nothing is moved out of it: `record` is only borrowed, and `future` is pinned again.
+        let this = unsafe { self.get_unchecked_mut() };
+        let _guard = enter(&this.record);
+        // SAFETY: the future is pinned as the whole is: this type has no `Drop` that could move it,
+        // and is `Unpin` only if the future is.
+        let future = unsafe { Pin::new_unchecked(&mut this.future) };
+        future.poll(cx)
     }
 }

@@ -3,11 +3,11 @@
 //! Written by whoever uses a key first, read by the process context. Append-only, because records
 //! that are already published keep their indices; 256 at most, because a key is one byte.
 
+use std::error::Error;
+use std::fmt;
 use std::sync::{PoisonError, RwLock};
 
-use profiler_common::span::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY};
-use thiserror::Error;
-
+use crate::abi::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY};
 use crate::{process_context, stats};
 
 /// The longest key. With 256 keys the process context stays below the 64 KiB that readers take.
@@ -33,19 +33,28 @@ impl Index {
 }
 
 /// Why an attribute key cannot be used.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum KeyError {
     /// A record's keys are one byte.
-    #[error("all 256 attribute keys are taken")]
     Full,
     /// Longer than [`ATTRIBUTE_KEY_MAX`] bytes.
-    #[error("an attribute key has at most {ATTRIBUTE_KEY_MAX} bytes")]
     TooLong,
     /// Nothing to register.
-    #[error("an attribute key has at least one byte")]
     Empty,
 }
+
+impl fmt::Display for KeyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str("all 256 attribute keys are taken"),
+            Self::TooLong => write!(f, "an attribute key has at most {ATTRIBUTE_KEY_MAX} bytes"),
+            Self::Empty => f.write_str("an attribute key has at least one byte"),
+        }
+    }
+}
+
+impl Error for KeyError {}
 
 /// The index of a key, which is announced to readers if it is new.
 pub(crate) fn register(key: &str) -> Result<Index, KeyError> {

@@ -20,6 +20,11 @@
 //! # }
 //! ```
 //!
+//! # With `tracing` alone
+//!
+//! With the feature `tracing` there is a layer for services without opentelemetry: see
+//! `span_marker::tracing`.
+//!
 //! # By hand
 //!
 //! ```
@@ -30,12 +35,11 @@
 //!
 //! let ids = SpanIds { trace_id: [1; 16], span_id: [2; 8], trace_flags: 1 };
 //! let record = Record::builder(ids).name("price").attr("http.route", "/cart").build();
-//! let record = Arc::new(record);
 //! {
 //!     let _guard = span_marker::enter(&record);
 //!     // What this thread does here is the span's.
 //! }
-//! let future = async { /* and so is this, on any thread */ }.marked(record);
+//! let future = async { /* and so is this, on any thread */ }.marked(Arc::new(record));
 //! # drop(future);
 //! # Ok::<(), span_marker::InitError>(())
 //! ```
@@ -52,20 +56,22 @@
 //! finishes before it hands the record on, and handing on (`Arc`, a channel, a lock) orders that
 //! before the swap. No barrier for other CPUs is needed.
 //!
-//! *What keeps a record alive.* A slot that points to a record owns a reference to it, or stands for
-//! someone who does:
+//! *What keeps a record alive.* Whoever enters it:
 //!
-//! - [`enter`] puts a clone of the `Arc` onto a stack of the thread. Leaving first points the slot
-//!   elsewhere, then drops the clone. The guard holds only a position in that stack, so it may be
-//!   dropped out of order (the record is taken out of the middle, the slot stays), or leaked (the
-//!   clone stays on the stack). When the thread ends, the stack points the slot elsewhere and then
-//!   drops its records.
+//! - The guard of [`enter`] borrows the record, the guard of [`enter_owned`] owns a reference to it.
+//!   Dropping the guard points the slot elsewhere before the borrow ends or the reference is dropped.
+//!   The guard holds only a position in a stack of the thread, so it may be dropped out of order
+//!   (the record is taken out of the middle, the slot stays). A leaked guard that owns keeps its
+//!   record for good. A leaked guard that borrows does not: a record that is freed by the thread
+//!   that publishes it is unpublished first, and any record loses its `valid` before it is freed,
+//!   but a record that another thread frees leaves a pointer to what comes into its place.
 //! - With opentelemetry, the slot points to the record of the thread's current `Context`, which the
 //!   SDK keeps on a stack of its own. It tells the observer before it replaces the current context,
 //!   never after. Only the end of the thread drops it unannounced, if its guard was leaked: the
 //!   observer's own thread-local is initialised after the SDK's, and so destroyed before it, and
-//!   from then on the thread publishes nothing. A record that is freed by the thread that publishes
-//!   it is unpublished first in any case.
+//!   from then on the thread publishes nothing.
+//! - With `tracing`, the record is in the span's extensions, and the registry keeps a span that is
+//!   entered.
 //!
 //! This process never reads through the slot, so no bug here can become a read of freed memory in
 //! it: the reader is outside, and takes every byte as hostile.
@@ -76,22 +82,35 @@
 //! most 640 bytes, a value 255, a key 128; there are at most 256 keys. What does not fit is cut or
 //! left out, and counted in [`stats()`].
 //!
-//! A child after `fork` publishes no process context until it calls [`init`] again.
+//! # Processes
+//!
+//! The first record that a process builds publishes the process context, if [`init`] has not; so does
+//! the first one of a child after `fork`. `SPAN_MARKER_DISABLE=1` in the environment switches
+//! everything off: records are built as invalid, and no process context is published.
+//! `SPAN_MARKER_DEBUG=1` has each process say in one line how it is found: see [`diagnose()`].
 
+pub mod abi;
+mod diagnose;
 mod future;
 mod keys;
+mod note;
 #[cfg(feature = "opentelemetry")]
 pub mod opentelemetry;
+mod own_elf;
 mod process_context;
 mod record;
 mod slot;
 mod static_tls;
 mod stats;
 mod thread;
+#[cfg(feature = "tracing")]
+pub mod tracing;
 
+pub use diagnose::{Diagnosis, diagnose};
 pub use future::{MarkFuture, Marked};
 pub use keys::{ATTRIBUTE_KEY_MAX, KeyError, register_key};
+pub use own_elf::Symbol;
 pub use process_context::{Backing, Config, InitError, InitReport, init, init_with};
 pub use record::{ATTRIBUTE_VALUE_MAX, Record, RecordBuilder, SpanIds};
 pub use stats::{Stats, stats};
-pub use thread::{DEPTH_MAX, Guard, enter};
+pub use thread::{DEPTH_MAX, Guard, enter, enter_owned};

@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use profiler_common::span::{SPAN_ATTRIBUTES_MAX, SPAN_HEADER_LEN, SpanHeader};
-use zerocopy::{FromZeros as _, IntoBytes as _};
-
+use crate::abi::{RECORD_ATTRIBUTES_MAX, RECORD_HEADER_LEN};
 use crate::keys::{self, Index};
-use crate::stats;
+use crate::{process_context, stats, thread};
 
 /// The longest value of an attribute: its length is one byte of the record.
 pub const ATTRIBUTE_VALUE_MAX: usize = u8::MAX as usize;
@@ -31,19 +29,37 @@ impl SpanIds {
 
 /// What a thread publishes while it works for a span, in the layout of OTEP 4947.
 ///
-/// Immutable: a reader may look at it at any moment. It is shared (`Arc`) by whoever may enter it
-/// and by the threads that have.
+/// Immutable: a reader may look at it at any moment. Build it once per span and keep it as long as
+/// the span may be entered.
 pub struct Record {
-    /// The record, two bytes at a time for the alignment that the standard wants of its start, and
-    /// so perhaps one byte of padding at its end.
-    words: Box<[u16]>,
+    /// The record, then zeros up to whole words: the standard wants its start aligned to two bytes.
+    words: Box<[u64]>,
+    /// In bytes.
+    len: usize,
 }
+
+const WORD: usize = size_of::<u64>();
+const RECORD_MAX: usize = RECORD_HEADER_LEN + RECORD_ATTRIBUTES_MAX;
+/// Where `valid` and the length of the attributes are in a record; the flags are between them.
+const VALID: usize = 24;
+const ATTRIBUTES_LEN: usize = 26;
+
+const _: () = assert!(RECORD_MAX.is_multiple_of(WORD));
 
 impl Record {
     /// Starts a record for a span. If one of its ids is all zero, the record has no span.
     #[must_use]
+    #[inline]
     pub fn builder(ids: SpanIds) -> RecordBuilder {
-        RecordBuilder { ids, attributes: Attributes::default() }
+        let mut bytes = [0; RECORD_MAX];
+        if ids.is_valid() {
+            let (trace_id, rest) = bytes.split_at_mut(ids.trace_id.len());
+            let (span_id, rest) = rest.split_at_mut(ids.span_id.len());
+            trace_id.copy_from_slice(&ids.trace_id);
+            span_id.copy_from_slice(&ids.span_id);
+            rest[ATTRIBUTES_LEN - 1 - VALID] = ids.trace_flags;
+        }
+        RecordBuilder { bytes, len: RECORD_HEADER_LEN }
     }
 
     /// What the slot points to while this record is entered.
@@ -54,7 +70,20 @@ impl Record {
     /// The bytes as a reader sees them.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        self.words.as_bytes()
+        // SAFETY: the words hold `len` bytes or more, and live as long as the borrow.
+        unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Record {
+    /// For a record that some thread publishes still, because a guard was leaked: see
+    /// [`enter`](crate::enter).
+    fn drop(&mut self) {
+        thread::forget(self.as_ptr());
+        if let Some(valid) = self.words.get_mut(VALID / WORD) {
+            // SAFETY: a word of the record. Volatile, because nothing in this process reads it.
+            unsafe { std::ptr::write_volatile(valid, 0) };
+        }
     }
 }
 
@@ -71,13 +100,15 @@ impl fmt::Debug for Record {
 /// ([`crate::stats()`]).
 #[derive(Clone)]
 pub struct RecordBuilder {
-    ids: SpanIds,
-    attributes: Attributes,
+    /// The record so far, then zeros.
+    bytes: [u8; RECORD_MAX],
+    len: usize,
 }
 
 impl RecordBuilder {
     /// The span's name.
     #[must_use]
+    #[inline]
     pub fn name(self, name: &str) -> Self {
         self.push(Index::SPAN_NAME, name)
     }
@@ -85,6 +116,7 @@ impl RecordBuilder {
     /// The local root span: the first one that this process started for the trace. Its name only
     /// where it is not the span itself.
     #[must_use]
+    #[inline]
     pub fn local_root(self, span_id: [u8; 8], name: Option<&str>) -> Self {
         let mut digits = [0; 16];
         let digits = hexadecimal(span_id, &mut digits);
@@ -108,80 +140,51 @@ impl RecordBuilder {
         }
     }
 
-    fn push(mut self, key: Index, value: &str) -> Self {
-        self.attributes.push(key, value);
-        self
-    }
-
     /// The finished record.
+    ///
+    /// The first one of a process, and of a forked child, publishes the process context, unless
+    /// [`init`](crate::init) has.
     #[must_use]
-    pub fn build(self) -> Record {
-        let Self { ids, attributes } = self;
-        let ids = if ids.is_valid() { ids } else { SpanIds::default() };
-        let header = SpanHeader {
-            trace_id: ids.trace_id,
-            span_id: ids.span_id,
-            valid: 1,
-            trace_flags: ids.trace_flags,
-            attributes_len: attributes.len.to_ne_bytes(),
-        };
-        let attributes = attributes.as_bytes();
-        let len = SPAN_HEADER_LEN + attributes.len();
-        let mut words = vec![0_u16; len.div_ceil(2)].into_boxed_slice();
-        for (to, from) in
-            words.as_mut_bytes().iter_mut().zip(header.as_bytes().iter().chain(attributes))
-        {
-            *to = *from;
-        }
-        Record { words }
-    }
-}
-
-impl fmt::Debug for RecordBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RecordBuilder({:?}, {} bytes of attributes)", self.ids, self.attributes.len)
-    }
-}
-
-/// `key: u8, len: u8, value`, packed.
-#[derive(Clone)]
-struct Attributes {
-    bytes: [u8; SPAN_ATTRIBUTES_MAX],
-    len: u16,
-}
-
-impl Default for Attributes {
-    fn default() -> Self {
-        Self { bytes: <[u8; SPAN_ATTRIBUTES_MAX]>::new_zeroed(), len: 0 }
-    }
-}
-
-impl Attributes {
-    fn as_bytes(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
+    #[inline]
+    pub fn build(mut self) -> Record {
+        let len = self.len - RECORD_HEADER_LEN;
+        let [low, high] = u16::try_from(len).unwrap_or(0).to_ne_bytes();
+        self.bytes[VALID] = u8::from(process_context::ensure());
+        self.bytes[ATTRIBUTES_LEN] = low;
+        self.bytes[ATTRIBUTES_LEN + 1] = high;
+        let (words, _rest) = self.bytes.as_chunks::<WORD>();
+        let words = words.iter().take(self.len.div_ceil(WORD));
+        Record { words: words.map(|word| u64::from_ne_bytes(*word)).collect(), len: self.len }
     }
 
-    fn push(&mut self, key: Index, value: &str) {
+    #[inline]
+    fn push(mut self, key: Index, value: &str) -> Self {
         let whole = value.len();
         let value = value.get(..value.floor_char_boundary(ATTRIBUTE_VALUE_MAX)).unwrap_or(value);
         if value.len() < whole {
             stats::VALUES_CUT.add();
         }
-        let Some(end) = self.write(key, value.as_bytes()) else {
-            stats::ATTRIBUTES_DROPPED.add();
-            return;
-        };
-        self.len = end;
+        match self.write(key, value.as_bytes()) {
+            Some(end) => self.len = end,
+            None => stats::ATTRIBUTES_DROPPED.add(),
+        }
+        self
     }
 
     /// Appends one attribute; where it ends, or nothing if there is no room for it.
-    fn write(&mut self, key: Index, value: &[u8]) -> Option<u16> {
-        let (fixed, rest) = self.bytes.get_mut(usize::from(self.len)..)?.split_at_mut_checked(2)?;
+    #[inline]
+    fn write(&mut self, key: Index, value: &[u8]) -> Option<usize> {
+        let (fixed, rest) = self.bytes.get_mut(self.len..)?.split_at_mut_checked(2)?;
         let to = rest.get_mut(..value.len())?;
-        let end = self.len.checked_add(2)?.checked_add(u16::try_from(value.len()).ok()?)?;
         fixed.copy_from_slice(&[key.get(), u8::try_from(value.len()).ok()?]);
         to.copy_from_slice(value);
-        Some(end)
+        Some(self.len + 2 + value.len())
+    }
+}
+
+impl fmt::Debug for RecordBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RecordBuilder({} bytes)", self.len)
     }
 }
 

@@ -18,10 +18,31 @@ pub(crate) fn tp_offset() -> Option<i64> {
     imp::tp_offset()
 }
 
+/// The address of the calling thread's slot; null on targets without one.
+pub(crate) fn address() -> *const *const u8 {
+    imp::address()
+}
+
 #[cfg(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod imp {
     use core::arch::{asm, global_asm};
     use core::sync::atomic::{Ordering, compiler_fence};
+
+    /// How the slot's symbol binds. Another library of the program may have the slot already; then
+    /// the feature `external-slot` lets that one's definition win, and this one serves if there is
+    /// none.
+    #[cfg(not(feature = "external-slot"))]
+    macro_rules! binding {
+        () => {
+            ".globl otel_thread_ctx_v1"
+        };
+    }
+    #[cfg(feature = "external-slot")]
+    macro_rules! binding {
+        () => {
+            ".weak otel_thread_ctx_v1"
+        };
+    }
 
     // The hidden alias is for static executables: there GNU ld turns an access through an exported
     // name into a relocation that no start-up code applies, and the first write hits the thread
@@ -30,7 +51,7 @@ mod imp {
     global_asm!(
         ".section .tbss.otel_thread_ctx_v1,\"awT\",@nobits",
         ".balign 8",
-        ".globl otel_thread_ctx_v1",
+        binding!(),
         ".type otel_thread_ctx_v1, @object",
         ".size otel_thread_ctx_v1, 8",
         ".globl __span_marker_slot_v1",
@@ -49,13 +70,14 @@ mod imp {
     #[used]
     static EXPORT_FROM_CDYLIB: u8 = 0;
 
-    #[cfg(target_feature = "crt-static")]
+    // Not with `external-slot`: the alias names the definition here, which may not be the one.
+    #[cfg(all(target_feature = "crt-static", not(feature = "external-slot")))]
     macro_rules! symbol {
         () => {
             "__span_marker_slot_v1"
         };
     }
-    #[cfg(not(target_feature = "crt-static"))]
+    #[cfg(not(all(target_feature = "crt-static", not(feature = "external-slot"))))]
     macro_rules! symbol {
         () => {
             "otel_thread_ctx_v1"
@@ -65,7 +87,7 @@ mod imp {
     /// The address of the calling thread's slot.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn address() -> *mut *const u8 {
+    pub(super) fn address() -> *mut *const u8 {
         let address: *mut *const u8;
         // SAFETY: the canonical access to a thread-local of eight bytes that is defined above. It
         // calls, so the stack is usable; all that a C call may clobber is declared, because glibc
@@ -86,7 +108,7 @@ mod imp {
     /// The address of the calling thread's slot.
     #[cfg(target_arch = "aarch64")]
     #[inline(always)]
-    fn address() -> *mut *const u8 {
+    pub(super) fn address() -> *mut *const u8 {
         let address: *mut *const u8;
         // SAFETY: the canonical access to a thread-local of eight bytes that is defined above. It
         // calls, so the stack is usable; all that a C call may clobber is declared.
@@ -143,6 +165,10 @@ mod imp {
 #[cfg(not(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))))]
 mod imp {
     pub(super) fn set(_record: *const u8) {}
+
+    pub(super) fn address() -> *mut *const u8 {
+        core::ptr::null_mut()
+    }
 
     pub(super) fn tp_offset() -> Option<i64> {
         None

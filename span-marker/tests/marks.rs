@@ -9,7 +9,9 @@ use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 
 use reader::this_thread;
-use span_marker::{DEPTH_MAX, MarkFuture as _, Record, SpanIds, enter, init, stats};
+use span_marker::{
+    DEPTH_MAX, Guard, MarkFuture as _, Record, SpanIds, enter, enter_owned, init, stats,
+};
 
 fn record(name: &str) -> Arc<Record> {
     init().unwrap();
@@ -46,7 +48,7 @@ fn restores_what_was_entered_before() {
 fn guards_may_be_dropped_in_any_order() {
     let names = ["a", "b", "c"];
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
-        let mut guards: Vec<_> = names.iter().map(|name| Some(enter(&record(name)))).collect();
+        let mut guards: Vec<_> = names.iter().map(|name| Some(enter_owned(record(name)))).collect();
         for index in order {
             drop(guards[index].take());
             check(guards.iter().rposition(Option::is_some).map(|latest| names[latest]));
@@ -55,47 +57,60 @@ fn guards_may_be_dropped_in_any_order() {
 }
 
 #[test]
-fn the_slot_keeps_a_record_alive_that_nobody_else_has() {
+fn a_guard_that_owns_keeps_a_record_that_nobody_else_has() {
     let only = record("only");
     let weak = Arc::downgrade(&only);
-    let guard = enter(&only);
-    drop(only);
+    let guard = enter_owned(only);
     check(Some("only"));
     assert_eq!(weak.strong_count(), 1);
     drop(guard);
     assert_eq!(weak.strong_count(), 0);
+    check(None);
 }
 
 #[test]
 #[expect(clippy::mem_forget, reason = "what is tested is a guard that is never dropped")]
-fn a_leaked_guard_keeps_its_record_until_the_thread_ends() {
+fn a_leaked_guard_that_owns_keeps_its_record() {
     let (send, receive) = mpsc::channel::<Weak<Record>>();
     thread::spawn(move || {
         let leaked = record("leaked");
         send.send(Arc::downgrade(&leaked)).unwrap();
-        let below = enter(&record("below"));
-        std::mem::forget(enter(&leaked));
-        drop(leaked);
+        let below = enter_owned(record("below"));
+        std::mem::forget(enter_owned(leaked));
         check(Some("leaked"));
         drop(below);
         check(Some("leaked"));
-        let above = enter(&record("above"));
+        let above = enter_owned(record("above"));
         check(Some("above"));
         drop(above);
         check(Some("leaked"));
     })
     .join()
     .unwrap();
-    assert_eq!(receive.recv().unwrap().strong_count(), 0, "freed with the thread");
+    assert_eq!(receive.recv().unwrap().strong_count(), 1);
+}
+
+#[test]
+#[expect(clippy::mem_forget, reason = "what is tested is a guard that is never dropped")]
+fn a_record_that_is_freed_is_published_no_longer() {
+    let (below, leaked) = (record("below"), record("leaked"));
+    let guard = enter(&below);
+    std::mem::forget(enter(&leaked));
+    std::mem::forget(enter(&leaked));
+    check(Some("leaked"));
+    drop(leaked);
+    check(Some("below"));
+    drop(guard);
+    check(None);
 }
 
 #[test]
 fn too_deep_is_counted_and_the_record_above_stays() {
     let before = stats().entered_too_deep;
-    let deep: Vec<_> = (0..DEPTH_MAX).map(|n| enter(&record(&n.to_string()))).collect();
+    let deep: Vec<_> = (0..DEPTH_MAX).map(|n| enter_owned(record(&n.to_string()))).collect();
     let latest = (DEPTH_MAX - 1).to_string();
     check(Some(&latest));
-    let too_deep = enter(&record("too deep"));
+    let too_deep = enter_owned(record("too deep"));
     check(Some(&latest));
     assert_eq!(stats().entered_too_deep, before + 1);
     drop(too_deep);
@@ -104,25 +119,27 @@ fn too_deep_is_counted_and_the_record_above_stays() {
     check(None);
 }
 
-/// Holds a guard beyond the thread's stack of marks.
-struct AtEnd(std::cell::RefCell<Option<span_marker::Guard>>);
+/// Holds a guard until the thread's end.
+struct AtEnd(std::cell::RefCell<Option<Guard<'static>>>);
 
 impl Drop for AtEnd {
     fn drop(&mut self) {
+        check(Some("kept"));
+        let after = enter_owned(record("after the end"));
+        check(Some("after the end"));
+        drop(after);
+        drop(self.0.take());
         check(None);
-        let guard = enter(&record("after the end"));
-        check(None);
-        drop(guard);
     }
 }
 
 #[test]
-fn a_thread_that_ends_publishes_nothing() {
+fn a_guard_in_a_thread_local_publishes_until_it_is_dropped() {
     thread_local! {
         static AT_END: AtEnd = const { AtEnd(std::cell::RefCell::new(None)) };
     }
     thread::spawn(|| {
-        AT_END.with(|at_end| *at_end.0.borrow_mut() = Some(enter(&record("kept"))));
+        AT_END.with(|at_end| *at_end.0.borrow_mut() = Some(enter_owned(record("kept"))));
         check(Some("kept"));
     })
     .join()

@@ -61,7 +61,11 @@ fn worker() -> (Sender<String>, Receiver<i32>) {
             match order.split_once(' ') {
                 Some(("enter", name)) => {
                     let span = u8::try_from(guards.len() + 1).unwrap();
-                    guards.push(span_marker::enter(&record(span, name, &format!("key.{name}"))));
+                    guards.push(span_marker::enter_owned(record(
+                        span,
+                        name,
+                        &format!("key.{name}"),
+                    )));
                 }
                 _ => drop(guards.pop()),
             }
@@ -160,9 +164,10 @@ fn thread_pointer_of(tid: i32) -> u64 {
 }
 
 #[test]
-fn the_symbol_and_the_process_context_say_where_the_slot_is() {
+fn the_symbol_the_note_and_the_process_context_say_where_the_slot_is() {
     let outside = Outside::start();
     assert_eq!(outside.process.slot_by_symbol(), Some(outside.offset), "exported in .dynsym");
+    assert_eq!(outside.process.slot_by_note(), Some(outside.offset));
     let context = outside.process.context().unwrap();
     let expected = [
         ("service.name", "outside"),

@@ -52,7 +52,7 @@ fn a_leaked_context_is_unpublished_before_it_is_freed() {
             AT_END.with(|cell| *cell.borrow_mut() = Some(at_end));
             if mark_first {
                 let record = span_marker::Record::builder(span_marker::SpanIds::default());
-                drop(span_marker::enter(&std::sync::Arc::new(record.build())));
+                drop(span_marker::enter(&record.build()));
             }
             let context = Context::current_with_span(tracer.start("leaked"));
             let context = context.with_value(InContext(thread_pointer(), send));

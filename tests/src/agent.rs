@@ -111,11 +111,26 @@ impl Drop for Process {
 ///
 /// It cannot be run.
 pub fn start_checkout(binary: &Path, service: &str, seconds: u32) -> Result<Process> {
+    start_checkout_with(binary, service, seconds, &[])
+}
+
+/// The same, with more in its environment.
+///
+/// # Errors
+///
+/// It cannot be run.
+pub fn start_checkout_with(
+    binary: &Path,
+    service: &str,
+    seconds: u32,
+    environment: &[(&str, PathBuf)],
+) -> Result<Process> {
     Process::start(
         Command::new(binary)
             .args(["--demo", "--seconds", &seconds.to_string()])
             .env("OTEL_SERVICE_NAME", service)
             .env("OTEL_RESOURCE_ATTRIBUTES", "service.namespace=shop")
+            .envs(environment.iter().cloned())
             .stdout(Stdio::null()),
     )
 }

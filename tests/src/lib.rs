@@ -4,10 +4,13 @@
 pub mod require;
 pub mod wait;
 
+pub mod cargo_fixture;
 pub mod made_elf;
 pub mod process_context;
 pub mod span_writer;
+pub mod switches;
 pub mod workload;
+pub mod export_matrix;
 
 pub mod profile;
 pub mod recorded_file;

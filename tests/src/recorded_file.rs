@@ -244,18 +244,24 @@ pub struct Taken {
 ///
 /// A chunk is shorter than it says.
 pub fn samples_of(chunks: &[u8]) -> Result<Vec<Taken>> {
-    let mut samples = Vec::new();
-    for (tag, content) in parts(chunks)? {
-        if tag == b'S' {
-            // The number of the process, then the record: the time first, the CPU at byte 40.
-            let record = content.get(4..).context("no record")?;
-            let boot_ns = record.first_chunk().context("a record is cut")?;
-            let cpu = record.get(40..).and_then(<[u8]>::first_chunk).context("a record is cut")?;
-            let (boot_ns, cpu) = (u64::from_ne_bytes(*boot_ns), u32::from_ne_bytes(*cpu));
-            samples.push(Taken { boot_ns, cpu });
-        }
-    }
-    Ok(samples)
+    let taken = |record: &[u8]| {
+        // The time first, the CPU at byte 40.
+        let boot_ns = record.first_chunk().context("a record is cut")?;
+        let cpu = record.get(40..).and_then(<[u8]>::first_chunk).context("a record is cut")?;
+        Ok(Taken { boot_ns: u64::from_ne_bytes(*boot_ns), cpu: u32::from_ne_bytes(*cpu) })
+    };
+    records_of(chunks)?.into_iter().map(taken).collect()
+}
+
+/// The sample records among the chunks of a file, without the number of their process.
+///
+/// # Errors
+///
+/// A chunk is shorter than it says.
+pub fn records_of(chunks: &[u8]) -> Result<Vec<&[u8]>> {
+    let parts = parts(chunks)?.into_iter();
+    let samples = parts.filter(|(tag, _)| *tag == b'S');
+    samples.map(|(_, content)| content.get(4..).context("no record")).collect()
 }
 
 /// Each chunk's tag and content.

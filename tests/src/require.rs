@@ -43,8 +43,10 @@ impl std::fmt::Display for Missing {
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
 /// | `Gdb` | the path of the GNU debugger |
-/// | `GoToolchain` | the path of `go` |
 /// | `Musl` | the path of `musl-gcc` |
+/// | `Gold` | the path of the linker gold, as `ld.gold` |
+/// | `MuslLoader` | musl's `libc.so`, which is its loader too |
+/// | `MuslRust` | the compiler, and the source of the library, that make programs for musl |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -115,11 +117,17 @@ macro_rules! require_one {
     (Perl) => {
         $crate::require::program("perl")
     };
-    (GoToolchain) => {
-        $crate::require::program("go")
-    };
     (Musl) => {
         $crate::require::tool("musl-gcc", "SPANPROF_MUSL_GCC")
+    };
+    (Gold) => {
+        $crate::require::program("ld.gold")
+    };
+    (MuslLoader) => {
+        $crate::require::tool("ld-musl", "SPANPROF_MUSL_LOADER")
+    };
+    (MuslRust) => {
+        $crate::require::musl_rust()
     };
     (Mold) => {
         $crate::require::tool("ld.mold", "SPANPROF_MOLD")
@@ -161,6 +169,17 @@ pub fn tool(name: &str, variable: &str) -> Result<PathBuf, Missing> {
         return Ok(found);
     }
     file(variable, &format!("there is no `{name}`: `cargo xtask setup` fetches Debian's"))
+}
+
+/// A compiler, and the folder of the standard library's source that belongs to it.
+///
+/// # Errors
+///
+/// One of them is missing.
+pub fn musl_rust() -> Result<(PathBuf, PathBuf), Missing> {
+    let remedy = "no Rust for musl: `cargo xtask setup` fetches Debian's";
+    let library = file("SPANPROF_RUST_LIBRARY", remedy)?;
+    Ok((file("SPANPROF_MUSL_RUSTC", remedy)?, library.with_file_name("")))
 }
 
 /// The file that takes CPU 1 offline and back.

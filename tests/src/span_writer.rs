@@ -78,11 +78,24 @@ impl SpanWriter {
     ///
     /// It cannot be compiled.
     pub fn compile_without_symbol() -> Result<Self> {
-        Self::compile_with(&[])
+        Self::compile_with(&["-s"])
     }
 
-    fn compile_with(flags: &[&str]) -> Result<Self> {
-        let program = Program::compile_with("spans", flags)?;
+    /// A program that is compiled with these flags: see `tests/fixtures/spans.c`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be compiled.
+    pub fn compile_with(flags: &[&str]) -> Result<Self> {
+        Self::of(Program::compile_with("spans", flags)?)
+    }
+
+    /// A program of `tests/fixtures/spans.c`, however it was made.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for its context.
+    pub fn of(program: Program) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("spanprof-context-").tempdir()?;
         let writer = Self { program, folder };
         writer.context(&process_context::payload(SERVICE, &KEYS, None))?;

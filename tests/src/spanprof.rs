@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::io::Errno;
@@ -11,8 +12,9 @@ use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::child::{Said, Watched, wait_until};
+use crate::child::{DEADLINE, Said, Watched, wait_until};
 use crate::profile::{Folded, Pprof, SpanTable};
+use crate::workload::Workload;
 
 /// The file that [`Spanprof::books`] reads.
 pub const STATS: &str = "stats.json";
@@ -76,6 +78,28 @@ impl Spanprof {
         finished.succeeded()?;
         let books = self.books()?;
         Ok((finished, books))
+    }
+
+    /// Records one process, which does nothing until it is sampled, until it has used so many
+    /// hundredths of a second of CPU time.
+    ///
+    /// # Errors
+    ///
+    /// It fails, or the process does.
+    pub fn record_at_work(
+        &self,
+        arguments: &[&str],
+        workload: &Workload,
+        cpu_ticks: u64,
+    ) -> Result<()> {
+        workload.signal(Signal::STOP)?;
+        let pid = workload.pid().to_string();
+        let recording = self.start(&[&["record", "-p", &pid], arguments].concat())?;
+        recording.wait_until_sampling()?;
+        workload.signal(Signal::CONT)?;
+        wait_until("enough samples", || Ok(workload.cpu_ticks()? >= cpu_ticks))?;
+        recording.signal(Signal::INT)?;
+        recording.finish()?.succeeded()
     }
 
     /// Starts it.
@@ -267,7 +291,16 @@ impl Running {
     ///
     /// It does not end.
     pub fn finish(self) -> Result<Finished> {
-        let Said { status, stdout, stderr } = self.0.finish()?;
+        self.finish_within(DEADLINE)
+    }
+
+    /// Waits for its end, which may take longer than what tests usually wait for.
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub fn finish_within(self, deadline: Duration) -> Result<Finished> {
+        let Said { status, stdout, stderr } = self.0.finish_within(deadline)?;
         Ok(Finished { code: status.code(), stdout, stderr })
     }
 }
@@ -349,6 +382,28 @@ impl Books {
     #[must_use]
     pub fn process(&self, name: &str) -> u64 {
         self.get("process", name)
+    }
+
+    /// A counter of the probes of span-marker's hooks.
+    ///
+    /// # Panics
+    ///
+    /// There is none of that name.
+    #[must_use]
+    pub fn hooks(&self, name: &str) -> u64 {
+        self.get("hooks", name)
+    }
+
+    /// What else is told of them, as JSON.
+    #[must_use]
+    pub fn of_hooks(&self, name: &str) -> &Value {
+        &self.0["hooks"][name]
+    }
+
+    /// What else is told of the process table, as JSON.
+    #[must_use]
+    pub fn of_process(&self, name: &str) -> &Value {
+        &self.0["process"][name]
     }
 
     /// What else is told of unwinding, as JSON.

@@ -63,8 +63,17 @@ impl Program {
     ///
     /// As [`compile`](Self::compile).
     pub fn with_library(&self, name: &str) -> Result<PathBuf> {
-        let path = self.folder.path().join(format!("lib{name}.so"));
-        compile(name, &["-shared", "-fPIC"], &path)?;
+        self.with_library_as(name, name, &[])
+    }
+
+    /// As [`with_library`](Self::with_library), with a name of its own and more flags.
+    ///
+    /// # Errors
+    ///
+    /// As [`compile`](Self::compile).
+    pub fn with_library_as(&self, name: &str, library: &str, flags: &[&str]) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("lib{library}.so"));
+        compile_library(name, flags, &path)?;
         Ok(path)
     }
 
@@ -100,6 +109,15 @@ fn folder() -> Result<TempDir> {
 
 fn compile(name: &str, flags: &[&str], to: &Path) -> Result<()> {
     make(Command::new("cc").args(FLAGS).args(flags), &format!("{name}.c"), to)
+}
+
+/// Compiles `tests/fixtures/<name>.c` to a shared library.
+///
+/// # Errors
+///
+/// There is no C compiler, or it refuses.
+pub fn compile_library(name: &str, flags: &[&str], to: &Path) -> Result<()> {
+    compile(name, &[&["-shared", "-fPIC"], flags].concat(), to)
 }
 
 fn make(compiler: &mut Command, source: &str, to: &Path) -> Result<()> {

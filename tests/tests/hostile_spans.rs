@@ -176,7 +176,9 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_not_there_is_no_span() {
-        let writers = Writers::compile();
+        let mut writers = Writers::compile();
+        // Else the symbol tells where it is, too.
+        writers.hostile = SpanWriter::compile_without_symbol().unwrap();
         for tp_offset in [1 << 40, i64::MIN, i64::MAX, -(1 << 46)] {
             let payload = process_context::payload(HOSTILE, &KEYS, Some(tp_offset));
             writers.hostile.context(&payload).unwrap();
@@ -232,6 +234,7 @@ mod tests {
             ("context-size", "context_refused"),
             ("context-signature", "context_refused"),
             ("context-address", "context_unreadable"),
+            ("context-torn", "context_torn"),
         ] {
             let Some(outcome) = no_span(mode, &writers, None) else { return };
             assert!(outcome.books.process(counter) > 0, "{mode}: {:?}", outcome.books);
@@ -240,5 +243,23 @@ mod tests {
             let named = outcome.table.service(HOSTILE).samples;
             assert_eq!(named, 0, "{mode}: {:?}", outcome.table);
         }
+    }
+
+    #[test]
+    fn a_process_context_that_never_rests_harms_nobody() {
+        let mut writers = Writers::compile();
+        writers.hostile = SpanWriter::compile_without_symbol().unwrap();
+        // As much as is read of one: keys, of which 8 KiB are kept.
+        let key = "k".repeat(120);
+        let payload = process_context::payload(HOSTILE, &vec![&*key; 500], None);
+        assert!(((60 << 10)..(64 << 10)).contains(&payload.len()), "{}", payload.len());
+        writers.hostile.context(&payload).unwrap();
+        // Published again as fast as a thread can.
+        let Some(outcome) = no_span("context-loop", &writers, None) else { return };
+        outcome.counted("context-loop", NO_SLOT);
+        // It was read in a moment of rest, or never.
+        let named = outcome.table.service(HOSTILE).samples;
+        let torn = outcome.books.process("context_torn");
+        assert!(named > 0 || torn > 0, "{:?}, {:?}", outcome.table, outcome.books);
     }
 }

@@ -9,7 +9,7 @@ mod tests {
     use std::time::Duration;
 
     use rustix::process::{Pid, Signal, kill_process};
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use spanprof_tests::process_context::payload;
     use spanprof_tests::require;
     use spanprof_tests::span_writer::{KEYS, SERVICE, SpanWriter};
@@ -96,7 +96,7 @@ mod tests {
         let own = file(&report, "/stacks");
         assert_eq!(own["source"], "eh_frame");
         assert!(own["rows"].as_u64().unwrap() > 20 && own["rules"].as_u64().unwrap() > 1);
-        assert_eq!(report["span_slot"], Value::Null);
+        assert_eq!(report["span_slots"], json!([]));
         assert_eq!(report["perf_map"]["makes_code"], false);
         // Nobody traces it any more, and it works on.
         let status = fs::read_to_string(format!("/proc/{}/status", workload.pid())).unwrap();
@@ -150,18 +150,18 @@ mod tests {
         let writer = SpanWriter::compile().unwrap();
         let workload = writer.start("good").unwrap();
         let process = inspector.of(&workload.pid().to_string());
-        assert_eq!(process["span_slot"]["found_by"], "dynamic_symbol", "{process:#}");
+        assert_eq!(process["span_slots"][0]["found_by"], "dynamic_symbol", "{process:#}");
         assert_eq!(process["service"], SERVICE);
         assert_eq!(process["attribute_keys"], serde_json::json!(KEYS));
         let file = inspector.of(&format!("/proc/{}/exe", workload.pid()));
-        assert_eq!(file["span_slot"], process["span_slot"]["tp_offset"], "{file:#}");
+        assert_eq!(file["span_slot"]["tp_offset"], process["span_slots"][0]["offset"], "{file:#}");
         workload.end().unwrap();
 
         let hidden = SpanWriter::compile_without_symbol().unwrap();
-        hidden.context(&payload(SERVICE, &KEYS, file["span_slot"].as_i64())).unwrap();
+        hidden.context(&payload(SERVICE, &KEYS, file["span_slot"]["tp_offset"].as_i64())).unwrap();
         let workload = hidden.start("good").unwrap();
         let process = inspector.of(&workload.pid().to_string());
-        assert_eq!(process["span_slot"]["found_by"], "process_context", "{process:#}");
+        assert_eq!(process["span_slots"][0]["found_by"], "process_context", "{process:#}");
         workload.end().unwrap();
         assert_eq!(inspector.of("/usr/bin/env")["span_slot"], Value::Null);
     }

@@ -9,7 +9,7 @@ mod tests {
     use spanprof_tests::require;
     use spanprof_tests::span_writer::{KEYS, SERVICE};
     use spanprof_tests::virtual_machine::guest::{
-        FAILED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, UNWIND, UNWIND_STATIC,
+        FAILED, HOOKED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, UNWIND, UNWIND_STATIC,
     };
     use spanprof_tests::virtual_machine::{boot, initramfs::Initramfs};
     use spanprof_tests::workload::Program;
@@ -21,12 +21,14 @@ mod tests {
         let unwind = |flag| Program::compile_with("unwind", &["-fomit-frame-pointer", flag]);
         let (dynamic, fixed) = (unwind("-pie").unwrap(), unwind("-static").unwrap());
         let spans = Program::compile_with("spans", &["-rdynamic"]).unwrap();
+        let hooked = Program::compile("hooked").unwrap();
         let mut files = Initramfs::new().unwrap();
         files.program("/init", Path::new(env!("CARGO_BIN_EXE_guest"))).unwrap();
         files.program(SPANPROF, spanprof).unwrap();
         files.program(UNWIND, dynamic.path()).unwrap();
         files.program(UNWIND_STATIC, fixed.path()).unwrap();
         files.program(SPANS, spans.path()).unwrap();
+        files.program(HOOKED, hooked.path()).unwrap();
         files.file(Path::new(SPANS_CONTEXT), &context).unwrap();
         files.finish().unwrap()
     }

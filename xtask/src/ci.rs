@@ -19,6 +19,7 @@ pub(crate) fn run() -> Result<()> {
     times.step("tidy", tidy::run)?;
     times.step("clippy", clippy)?;
     times.step("documentation", documentation)?;
+    times.step("span-marker's package", package)?;
     times.step("codegen", || codegen::run(true))?;
     times.step("dependencies", || deny::check(&cache))?;
     times.step("second check rebuilds nothing", second_check)?;
@@ -35,6 +36,12 @@ fn clippy() -> Result<()> {
 fn documentation() -> Result<()> {
     let what = ["doc", "--workspace", "--no-deps", "--all-features"];
     exec(cargo().args(what).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// What others download of span-marker builds by itself, without this workspace.
+fn package() -> Result<()> {
+    // Its files are those of the commit, or of the change that is being checked.
+    exec(cargo().args(["package", "--package=span-marker", "--allow-dirty"]))
 }
 
 /// A build script that is wrong about what it depends on makes every build start over, and

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, fixture_tools, guests, pyroscope};
+use crate::{apt, deny, fixture_tools, guests, musl_rust, pyroscope};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -51,6 +51,8 @@ pub(crate) fn run() -> Result<()> {
         let found = tool.find(&cache).map(|path| path.display().to_string());
         report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
     }
+    let library = musl_rust::manifest(&cache).map(|path| path.display().to_string());
+    report("Rust for musl", library, &format!("{SETUP}, on Debian; one test needs it"));
     let kernels = guests::are_there(&cache).then(|| guests::dir(&cache).display().to_string());
     report("other kernels", kernels, guests::obstacle().unwrap_or(SETUP));
     Ok(())

@@ -1,5 +1,5 @@
-//! What makes and runs some programs that the tests profile: musl's compiler, the linker mold, runc,
-//! QEMU.
+//! What makes and runs some programs that the tests profile: musl's compiler and its loader, the
+//! linker mold, runc, QEMU.
 //!
 //! On Debian and its relatives the packages are unpacked into the cache, each in a folder of its
 //! version. Elsewhere, the tests take what is on `PATH`, or tell that they did not run.
@@ -7,6 +7,7 @@
 use std::env;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,7 +34,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 4] = [
+pub(crate) const TOOLS: [Tool; 5] = [
     Tool {
         name: "musl",
         program: "musl-gcc",
@@ -41,6 +42,15 @@ pub(crate) const TOOLS: [Tool; 4] = [
         unpacked: "usr/bin/musl-gcc",
         arguments: "",
         variable: "SPANPROF_MUSL_GCC",
+    },
+    Tool {
+        // The C library is its own loader.
+        name: "musl-loader",
+        program: "ld-musl",
+        packages: &["musl"],
+        unpacked: "lib/x86_64-linux-musl/libc.so",
+        arguments: "",
+        variable: "SPANPROF_MUSL_LOADER",
     },
     Tool {
         name: "mold",
@@ -110,6 +120,11 @@ impl Tool {
             fs::write(&path, movable(&text))
                 .with_context(|| format!("cannot write {}", path.display()))?;
             format!("env \"{MUSL_ROOT}=$root\" \"${{REALGCC:-gcc}}\" -specs \"$root/{specs}\"")
+        } else if self.name == "musl-loader" {
+            // A program names it as its interpreter, which can be no script.
+            fs::create_dir_all(root.join("bin"))?;
+            let link = Path::new("..").join(self.unpacked);
+            return Ok(symlink(link, root.join("bin").join(self.program))?);
         } else {
             format!("\"$root/{}\" {}", self.unpacked, self.arguments)
         };

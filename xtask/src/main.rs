@@ -29,6 +29,7 @@ mod ci;
 
 mod bpf_tools;
 mod fixture_tools;
+mod musl_rust;
 mod pyroscope;
 mod guests;
 
@@ -45,6 +46,11 @@ struct Arguments {
 enum Measured {
     /// Stack walks, as ratios to everything else that a sample is; about five minutes.
     Unwind,
+    /// The example service's requests a second, with and without span-marker and the profiler; about
+    /// five minutes.
+    Service,
+    /// Entering and leaving spans, beside what other libraries cost; about two minutes.
+    Marker,
 }
 
 #[derive(Subcommand)]
@@ -106,6 +112,8 @@ fn main() -> ExitCode {
         Command::Bench { what: Some(Measured::Unwind), vs } => {
             bench::unwind::command(vs.as_deref())
         }
+        Command::Bench { what: Some(Measured::Service), .. } => bench::service::command(),
+        Command::Bench { what: Some(Measured::Marker), .. } => bench::marker::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),
         Command::Tidy => tidy::run(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, guests, pyroscope};
+use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, guests, musl_rust, pyroscope};
 
 /// A set of tools that some command needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +33,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     missing |= tools >= Tools::Test
         && (pyroscope::is_missing(&cache)?
             || fixture_tools::is_missing(&cache)
+            || musl_rust::is_missing(&cache)
             || guests::is_missing(&cache));
     missing |= tools >= Tools::All && deny::is_missing(&cache);
     if missing {
@@ -44,6 +45,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         if tools >= Tools::Test {
             pyroscope::install(&cache)?;
             fixture_tools::install(&cache)?;
+            musl_rust::install(&cache)?;
             guests::install(&cache)?;
         }
         if tools >= Tools::All {

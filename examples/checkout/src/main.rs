@@ -41,6 +41,10 @@ struct Args {
     #[arg(long, value_name = "0..1", default_value_t = 1.0)]
     sample: f64,
 
+    /// Publish no spans, to measure what publishing them costs.
+    #[arg(long)]
+    no_marker: bool,
+
     /// Keep serving when stdin ends.
     #[arg(long)]
     ignore_stdin: bool,
@@ -93,7 +97,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         return print(&serde_json::to_value(load::run(url, load).await?)?);
     }
 
-    let (telemetry, truth) = telemetry::start(args.sample)?;
+    let (telemetry, truth) = telemetry::start(args.sample, !args.no_marker)?;
     let listener = TcpListener::bind(args.listen)
         .await
         .with_context(|| format!("cannot listen on {}", args.listen))?;

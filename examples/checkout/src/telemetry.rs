@@ -12,10 +12,13 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::truth::{Truth, TruthLayer, thread_cpu_ns};
 
 /// Starts tracing for the whole program.
-pub(crate) fn start(sample: f64) -> anyhow::Result<(SdkTracerProvider, Truth)> {
-    let provider = SdkTracerProvider::builder()
+pub(crate) fn start(sample: f64, marked: bool) -> anyhow::Result<(SdkTracerProvider, Truth)> {
+    let mut provider = SdkTracerProvider::builder();
+    if marked {
         // All that a service does to be profiled by span.
-        .with_span_processor(span_marker::opentelemetry::processor())
+        provider = provider.with_span_processor(span_marker::opentelemetry::processor());
+    }
+    let provider = provider
         .with_resource(resource())
         .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(sample))));
     let provider = with_exporter(provider)?.build();

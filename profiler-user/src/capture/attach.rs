@@ -16,6 +16,7 @@ use aya::programs::{
     perf_event::{PerfEventConfig, PerfEventLinkId, PerfEventScope, SamplePolicy, SoftwareEvent},
 };
 
+use super::code_maps::CodeMaps;
 use super::counters::Counters;
 use super::live::CaptureError;
 
@@ -28,6 +29,10 @@ const SILENT_PERIODS: u32 = 4;
 pub(super) struct CpuTimers {
     timers: BTreeMap<u32, Timer>,
     counters: Arc<Counters>,
+    /// By CPU: they stop with it, as the timers do. None where the kernel refuses.
+    code_maps: BTreeMap<u32, CodeMaps>,
+    /// It was said that it refuses.
+    said_no_code_maps: bool,
 }
 
 struct Timer {
@@ -45,7 +50,12 @@ struct Pulse {
 impl CpuTimers {
     /// None yet. The counters tell which of them fire.
     pub(super) fn new(counters: Arc<Counters>) -> Self {
-        Self { timers: BTreeMap::new(), counters }
+        Self {
+            timers: BTreeMap::new(),
+            counters,
+            code_maps: BTreeMap::new(),
+            said_no_code_maps: false,
+        }
     }
 
     /// Opens events on CPUs that came online and forgets those of CPUs that went or were away;
@@ -58,6 +68,7 @@ impl CpuTimers {
         let online = aya::util::online_cpus()
             .map_err(|(path, source)| CaptureError::OnlineCpus { path, source })?;
         let now = Instant::now();
+        let is_start = self.timers.is_empty();
         // Without counters nothing is known to have stopped.
         let ticks = self.counters.ticks_by_cpu().unwrap_or_default();
         let ticks = |cpu| usize::try_from(cpu).ok().and_then(|cpu: usize| ticks.get(cpu)).copied();
@@ -72,6 +83,7 @@ impl CpuTimers {
             if let Err(error) = program.detach(timer.link) {
                 tracing::debug!(cpu, %error, "cannot close the event of a CPU that was offline");
             }
+            self.code_maps.remove(&cpu);
             was_away.extend(online.contains(&cpu).then_some(cpu));
         }
         let mut failed = Vec::new();
@@ -83,6 +95,7 @@ impl CpuTimers {
                 Ok(link) => {
                     let pulse = Pulse { ticks: ticks(cpu).unwrap_or(0), since: now };
                     self.timers.insert(cpu, Timer { link, pulse });
+                    self.open_code_maps(cpu, is_start);
                     if was_away.contains(&cpu) {
                         tracing::warn!(cpu, "a CPU that was offline for a moment is sampled again");
                     }
@@ -93,12 +106,35 @@ impl CpuTimers {
         Ok(failed)
     }
 
+    /// Sampling goes on without.
+    fn open_code_maps(&mut self, cpu: u32, is_start: bool) {
+        match CodeMaps::open(cpu, !is_start) {
+            Ok(code_maps) => {
+                self.code_maps.insert(cpu, code_maps);
+            }
+            Err(error) if !std::mem::replace(&mut self.said_no_code_maps, true) => {
+                tracing::warn!(cpu, %error, "a library in the place of another is noticed late");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// What processes map to run it, by CPU.
+    pub(super) fn code_maps(&self) -> impl Iterator<Item = &CodeMaps> {
+        self.code_maps.values()
+    }
+
+    /// The same, to read them.
+    pub(super) fn code_maps_mut(&mut self) -> impl Iterator<Item = &mut CodeMaps> {
+        self.code_maps.values_mut()
+    }
+
     /// How many CPUs are sampled.
     pub(super) fn len(&self) -> usize {
         self.timers.len()
     }
 
-    /// Stops sampling.
+    /// Stops sampling. What was mapped until then can still be read.
     pub(super) fn stop(&mut self, program: &mut PerfEvent) {
         for (cpu, timer) in std::mem::take(&mut self.timers) {
             if let Err(error) = program.detach(timer.link) {

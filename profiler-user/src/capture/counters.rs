@@ -26,9 +26,15 @@ pub struct SamplerCost {
 }
 
 /// The totals at one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CounterTotals {
     totals: [u64; counter::COUNTERS_LEN as usize],
+}
+
+impl Default for CounterTotals {
+    fn default() -> Self {
+        Self { totals: [0; counter::COUNTERS_LEN as usize] }
+    }
 }
 
 impl Counters {

@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::attach::CpuTimers;
 use super::batch::{Batch, RecordKind};
+use super::code_maps::CodeMaps;
 use super::counters::Counters;
 use super::sampler::Sampler;
 use crate::stats::{Count, Stats};
@@ -86,6 +87,8 @@ impl Drain {
         if for_records {
             // Not the samples' ring: it is never empty on a busy host, and sized for two seconds.
             fds.push(PollFd::from_borrowed_fd(self.events.as_fd(), PollFlags::IN));
+            let code_maps = self.timers.code_maps().map(CodeMaps::fd);
+            fds.extend(code_maps.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         }
         let timeout =
             Timespec { tv_sec: 0, tv_nsec: i64::try_from(at_most.as_nanos()).unwrap_or(i64::MAX) };
@@ -110,6 +113,9 @@ impl Drain {
             self.stats.add(Count::SamplesDrained, samples);
             while let Some(record) = self.events.next() {
                 self.pending.push(RecordKind::ProcessEvent, &record);
+            }
+            for code_maps in self.timers.code_maps_mut() {
+                code_maps.read(&mut self.pending.code_mappings);
             }
             if samples == 0 {
                 break;
@@ -141,10 +147,11 @@ impl Drain {
     /// Drops what is pending if it is a whole batch: the next stage is that far behind.
     fn make_room(&mut self) {
         if self.pending.len() >= BATCH_BYTES {
-            let Batch { events_lost, .. } = self.pending;
             let lost = std::mem::take(&mut self.pending);
-            self.stats.add(Count::LostAttributeQueueFull, lost.samples());
-            self.pending.events_lost = events_lost || lost.has_events();
+            self.stats.add(Count::LostAttributeQueueFull, lost.sample_count());
+            self.pending.events_lost = lost.events_lost || lost.has_events();
+            self.pending.code_mappings.lost =
+                lost.code_mappings.lost || !lost.code_mappings.list.is_empty();
         }
     }
 
@@ -153,7 +160,7 @@ impl Drain {
         if !self.pending.is_empty()
             && let Err(error) = self.batches.send(std::mem::take(&mut self.pending))
         {
-            self.stats.add(Count::LostAttributeQueueFull, error.0.samples());
+            self.stats.add(Count::LostAttributeQueueFull, error.0.sample_count());
         }
     }
 

@@ -24,6 +24,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::attach::CpuTimers;
 use super::batch::{Batch, Next};
 use super::control::Control;
+use super::control::hooks::Hooks;
 use super::control::unwind_maps::{self, UnwindMaps};
 use super::counters::Counters;
 use super::drain::Drain;
@@ -31,6 +32,7 @@ use super::kernel_layout::{KERNEL_BTF, TaskLayout};
 use super::object::{self, Settings, StackReuse};
 use super::sampler::Sampler;
 use super::support;
+use super::uprobe::{HookProbe, Uprobes};
 use crate::clock::boot_now;
 use crate::decode::{BootTime, Pid};
 use crate::stats::Stats;
@@ -59,6 +61,8 @@ pub struct CaptureConfig {
     pub reuse: StackReuse,
     /// What the maps of unwinding may take together, in bytes.
     pub unwind_memory_max: u64,
+    /// How calls of span-marker's hook are noticed; `None`: as this kernel can.
+    pub hook_probe: Option<HookProbe>,
 }
 
 impl CaptureConfig {
@@ -148,6 +152,8 @@ pub struct Started {
     pub control: Control,
     /// The maps of unwinding.
     pub unwind_maps: UnwindMaps,
+    /// The probes of span-marker's hooks.
+    pub hooks: Hooks,
     /// The books.
     pub counters: Arc<Counters>,
     /// No sample is older.
@@ -178,6 +184,8 @@ impl Capture {
             reuse: config.reuse,
         })?;
 
+        // It is given the maps before others take them.
+        let hooks = start_hooks(&mut ebpf, config.hook_probe)?;
         let (slots, targets) =
             (take_map(&mut ebpf, "SPAN_SLOTS")?, take_map(&mut ebpf, "TARGETS")?);
         let mut control = Control::new(slots, targets, config.targets.is_some());
@@ -234,7 +242,7 @@ impl Capture {
             .spawn(move || drain.run())
             .map_err(CaptureError::Thread)?;
         let capture = Self { batches, stop, drain: Some(drain), has_panicked: false };
-        Ok(Started { capture, control, unwind_maps, counters, since })
+        Ok(Started { capture, control, unwind_maps, hooks, counters, since })
     }
 
     /// After the end: whether it was no end but a panic of the draining thread.
@@ -326,6 +334,16 @@ fn follow(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), C
     program.load().map_err(failed)?;
     program.attach(tracepoint).map_err(failed)?;
     Ok(())
+}
+
+/// Without probes all else works: processes are found by looking at them, some milliseconds later.
+fn start_hooks(ebpf: &mut Ebpf, wanted: Option<HookProbe>) -> Result<Hooks, CaptureError> {
+    let uprobes = Uprobes::load(ebpf, wanted).unwrap_or_else(|error| {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, "no uprobes: the first spans of short processes may have no labels");
+        None
+    });
+    Hooks::start(uprobes).map_err(CaptureError::Thread)
 }
 
 fn thread_error(errno: rustix::io::Errno) -> CaptureError {

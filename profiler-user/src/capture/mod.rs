@@ -12,14 +12,19 @@ pub mod support;
 
 mod attach;
 mod btf;
+mod code_maps;
 mod drain;
 mod object;
 mod sampler;
+mod uprobe;
+mod uprobe_multi;
 
-pub use batch::{Batch, Next, RecordKind};
+pub use batch::{Batch, CodeMappings, Next};
 pub use control::Control;
+pub use control::hooks::{HookStats, Hooks};
 pub use control::unwind_maps::{MEMORY_MIN, PlacedTable, Slice, UnwindMaps, UnwindMapsError};
 pub use counters::Counters;
 pub use live::{Capture, CaptureConfig, CaptureError, Started, Stop};
 pub use object::StackReuse;
 pub use sampler::Sampler;
+pub use uprobe::HookProbe;

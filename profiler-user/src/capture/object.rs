@@ -52,9 +52,15 @@ const LOG_ALL: u8 = 5;
 /// One page: the log's ring when nothing is logged.
 const NO_LOG_RING: u32 = 4096;
 
+/// The object.
+pub(super) fn bytes() -> &'static [u8] {
+    let Aligned(object) = OBJECT;
+    object
+}
+
 /// Loads the object; its programs are not verified yet.
 pub(super) fn load(settings: &Settings) -> Result<Ebpf, CaptureError> {
-    let Aligned(object) = OBJECT;
+    let object = bytes();
     if object.is_empty() {
         return Err(CaptureError::NotBuilt);
     }

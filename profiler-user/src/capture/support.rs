@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::kernel_layout::{KERNEL_BTF, TaskLayout};
+use super::uprobe;
 
 /// One thing that profiling wants.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub struct Facts {
     pub kptr_restrict: Option<i64>,
     /// Whether this process is in the initial PID namespace.
     pub initial_pid_namespace: bool,
+    /// Whether the kernel has uprobes.
+    pub uprobes: bool,
 }
 
 impl Facts {
@@ -74,6 +77,7 @@ impl Facts {
             kptr_restrict: number("/proc/sys/kernel/kptr_restrict"),
             initial_pid_namespace: fs::read_link("/proc/self/ns/pid")
                 .is_ok_and(|link| link.as_os_str() == INITIAL_PID_NAMESPACE),
+            uprobes: Path::new(uprobe::PMU_TYPE).exists(),
         }
     }
 
@@ -139,6 +143,7 @@ impl Facts {
         checks.push(self.paranoid_check(admin));
         checks.push(self.layout_check());
         checks.push(self.namespace_check());
+        checks.push(self.uprobes_check());
         checks
     }
 
@@ -194,6 +199,15 @@ impl Facts {
             }
         };
         Check { what: "initial PID namespace".to_owned(), verdict }
+    }
+
+    fn uprobes_check(&self) -> Check {
+        let missing = Verdict::Degraded {
+            cost: "processes that end within some milliseconds have no spans",
+            remedy: "use a kernel with CONFIG_UPROBE_EVENTS",
+        };
+        let verdict = if self.uprobes { Verdict::Ok } else { missing };
+        Check { what: "kernel uprobes".to_owned(), verdict }
     }
 
     fn layout_check(&self) -> Check {
@@ -255,6 +269,7 @@ mod tests {
             paranoid: Some(2),
             kptr_restrict: Some(0),
             initial_pid_namespace: true,
+            uprobes: true,
         }
     }
 
@@ -309,6 +324,7 @@ mod tests {
         assert_eq!(wrong(&Facts { kernel: Some((5, 4)), ..root() }), ["FATAL kernel 5.4"]);
         let facts = Facts { layout: Err("no file".to_owned()), ..root() };
         assert_eq!(wrong(&facts), ["kernel BTF (no file)"]);
+        assert_eq!(wrong(&Facts { uprobes: false, ..root() }), ["kernel uprobes"]);
     }
 
     #[test]

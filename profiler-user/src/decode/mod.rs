@@ -29,7 +29,7 @@ impl std::fmt::Debug for Addr {
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BootTime(pub u64);
 
 /// A trace id in W3C byte order.
@@ -178,7 +178,8 @@ pub enum UserStack {
     UnsupportedRule,
     /// At an unwind rule that leads down the stack.
     BadStep,
-    /// It was walked with the mappings of another program: only its first frame is right.
+    /// It was walked with the mappings of another program, or through code that another file had
+    /// taken the place of: only its first frame is right.
     Stale,
 }
 
@@ -195,6 +196,15 @@ pub struct SpanRecord {
     pub trace_flags: u8,
     /// Attributes by key index, as the process context names them; of a repeated key the last.
     pub attributes: Vec<(u8, Arc<str>)>,
+}
+
+impl SpanRecord {
+    /// Whether its trace is kept, as far as was known when the span began (W3C trace flag
+    /// `sampled`).
+    #[must_use]
+    pub fn is_sampled(&self) -> bool {
+        self.trace_flags & 1 != 0
+    }
 }
 
 /// Why a sample has no span.
@@ -242,4 +252,35 @@ pub enum ProcessEventKind {
         /// The code.
         address: Addr,
     },
+    /// It has said where its threads keep their span, and the kernel side knows it.
+    SpanSlot {
+        /// Distance in bytes from the thread pointer.
+        tp_offset: i64,
+    },
+}
+
+/// A process has mapped something to run it. The kernel itself reports that, not a BPF program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CodeMapping {
+    /// When. No code ran there before.
+    pub at: BootTime,
+    /// The process.
+    pub pid: Pid,
+    /// The first address.
+    pub begin: Addr,
+    /// The address behind the last one.
+    pub end: Addr,
+    /// Where in the file `begin` is.
+    pub file_offset: u64,
+    /// What is mapped.
+    pub file: FileNumber,
+}
+
+/// What the kernel tells files apart by: zeros where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileNumber {
+    /// Its file system, as `(major, minor)`.
+    pub device: (u32, u32),
+    /// Its inode there.
+    pub inode: u64,
 }

@@ -58,7 +58,7 @@ pub(super) struct Line<'a> {
     pub(super) line: u32,
 }
 
-pub(super) type Labels<'a> = Vec<(&'static str, Cow<'a, str>)>;
+pub(super) type Labels<'a> = Vec<(&'a str, Cow<'a, str>)>;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Sample {
@@ -236,10 +236,8 @@ fn labels_of<'a>(
 ) -> Labels<'a> {
     let mut labels = Labels::new();
     if options.service {
-        labels.push(("service_name", clip(&group.service.name, LABEL_BYTES_MAX)));
-        if let Some(namespace) = &group.service.namespace {
-            labels.push(("service_namespace", clip(namespace, LABEL_BYTES_MAX)));
-        }
+        let of_service = group.service.labels();
+        labels.extend(of_service.map(|(name, value)| (name, clip(value, LABEL_BYTES_MAX))));
     }
     if let Some(span) = span {
         if options.span_id {
@@ -248,6 +246,12 @@ fn labels_of<'a>(
         if let (true, Some(name)) = (options.span_name, &span.name) {
             labels.push(("span_name", clip(name, LABEL_BYTES_MAX)));
         }
+        labels.extend(
+            span.attributes
+                .iter()
+                .filter(|_| options.span_attributes)
+                .map(|attribute| (&*attribute.label, clip(&attribute.value, LABEL_BYTES_MAX))),
+        );
         if options.trace_id && span.trace_id != TraceId::UNKNOWN {
             labels.push(("trace_id", Cow::Owned(span.trace_id.to_string())));
         }

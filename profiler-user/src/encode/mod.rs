@@ -18,6 +18,7 @@
 //! - `period_type` is `cpu/nanoseconds` and `period` is the window's; `default_sample_type` is not
 //!   set: Pyroscope does not renumber it when it prunes the string table.
 
+mod admitted;
 mod content;
 mod options;
 mod part;
@@ -35,8 +36,9 @@ use std::ops::ControlFlow;
 
 use flate2::{Compression, GzBuilder};
 
+pub use admitted::{AdmittedValues, OTHER, cap_attributes};
 pub use options::{EncodeOptions, Limits, SampleTypes};
-pub use split::{AdmittedNames, OTHER_SPANS, split_by_span_name};
+pub use split::split_by_span_name;
 pub use validate::{Invalid, Totals, validate};
 
 use crate::aggregate::{Group, Window};
@@ -94,8 +96,9 @@ pub fn encode(window: &Window, group: &Group, names: &Names, options: &EncodeOpt
     }
 }
 
-/// Encodes a whole window as one file with every label: `service_name`, `service_namespace`,
-/// `span_id`, `span_name` and `trace_id`. A window without samples is a valid file as well.
+/// Encodes a whole window as one file with every label: those of the service
+/// ([`ServiceIdentity::labels`](crate::process::ServiceIdentity::labels)), `span_id`, `span_name`,
+/// chosen attributes and `trace_id`. A window without samples is a valid file as well.
 #[must_use]
 pub fn encode_window(window: &Window, names: &Names) -> EncodedProfile {
     let options = EncodeOptions::file();

@@ -32,12 +32,16 @@ impl Limits {
 pub struct EncodeOptions {
     /// Which values each sample has.
     pub sample_types: SampleTypes,
-    /// Label samples with `service_name` and `service_namespace`.
+    /// Label samples with what names their service: `service_name`, `service_namespace`,
+    /// `service_version`, `deployment_environment`.
     pub service: bool,
     /// Label samples with `span_id`, 16 hex digits.
     pub span_id: bool,
     /// Label samples with `span_name`. In Pyroscope every name becomes a series.
     pub span_name: bool,
+    /// Label samples with the attributes of their span that were chosen. In Pyroscope every set of
+    /// values becomes a series.
+    pub span_attributes: bool,
     /// Label samples with `trace_id`, 32 hex digits. In Pyroscope before 2.1 every trace becomes a
     /// series.
     pub trace_id: bool,
@@ -60,6 +64,7 @@ impl EncodeOptions {
             service: false,
             span_id: true,
             span_name: false,
+            span_attributes: true,
             trace_id,
             avoid_go_names: true,
             limits: Limits::PYROSCOPE,
@@ -74,6 +79,7 @@ impl EncodeOptions {
             service: true,
             span_id: true,
             span_name: true,
+            span_attributes: true,
             trace_id: true,
             avoid_go_names: false,
             limits: Limits::NONE,

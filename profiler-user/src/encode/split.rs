@@ -1,46 +1,23 @@
 //! One service's samples by the name of their span.
 
-use std::{
-    cmp::Reverse,
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use indexmap::IndexSet;
 
+use super::admitted::{AdmittedValues, OTHER};
 use crate::aggregate::{Group, Row};
-use crate::process::ServiceIdentity;
-
-/// The name that stands for all spans beyond the cap.
-pub const OTHER_SPANS: &str = "other";
-
-/// The span names that have a series of their own on the server, service by service. A series lives
-/// on there: a name that had one keeps it, and none is added beyond the cap, in whatever window.
-#[derive(Clone, Debug)]
-pub struct AdmittedNames {
-    max: usize,
-    names: HashMap<Arc<ServiceIdentity>, HashSet<Arc<str>>>,
-}
-
-impl AdmittedNames {
-    /// At most so many names a service.
-    #[must_use]
-    pub fn new(max: usize) -> Self {
-        Self { max, names: HashMap::new() }
-    }
-}
 
 /// Splits a group by span name: first the samples without a name, or an empty one, then the names in
 /// alphabetical order.
 ///
 /// Names that were admitted before keep their own part; of the others, those with the most CPU time
 /// (of equal ones, the first by alphabet) are admitted while there is room. The rest goes together,
-/// as [`OTHER_SPANS`], into one that has them all, also a span of that very name. No sample is in
+/// as [`OTHER`], into one that has them all, also a span of that very name. No sample is in
 /// two of them or in none.
 #[must_use]
 pub fn split_by_span_name(
     group: &Group,
-    admitted: &mut AdmittedNames,
+    admitted: &mut AdmittedValues,
 ) -> Vec<(Option<Arc<str>>, Group)> {
     let mut weights: HashMap<Arc<str>, u64> = HashMap::new();
     for row in &group.rows {
@@ -49,17 +26,8 @@ pub fn split_by_span_name(
             *weight = weight.saturating_add(row.cpu_ns);
         }
     }
-    let mut ranked: Vec<_> = weights.into_iter().collect();
-    ranked.sort_unstable_by(|(a, a_ns), (b, b_ns)| (Reverse(a_ns), a).cmp(&(Reverse(b_ns), b)));
-
-    let AdmittedNames { max, names } = admitted;
-    let known = names.entry(Arc::clone(&group.service)).or_default();
-    for (name, _) in ranked {
-        if known.len() < *max {
-            known.insert(name);
-        }
-    }
-    let other: Arc<str> = Arc::from(OTHER_SPANS);
+    let known = admitted.admit(&group.service, weights);
+    let other: Arc<str> = Arc::from(OTHER);
     let mut parts: HashMap<Option<Arc<str>>, GroupPart> = HashMap::new();
     for row in &group.rows {
         let name = name_of(group, row);
@@ -123,7 +91,7 @@ mod tests {
     use crate::encode::test_window::{any_seen, checkout, rename_spans, window};
 
     fn samples(group: &Group, cap: usize) -> Vec<(Option<String>, u64)> {
-        split_by_span_name(group, &mut AdmittedNames::new(cap))
+        split_by_span_name(group, &mut AdmittedValues::new(cap))
             .into_iter()
             .map(|(name, part)| (name.map(|name| name.to_string()), part.samples()))
             .collect()
@@ -148,8 +116,8 @@ mod tests {
     fn a_name_that_was_admitted_keeps_its_own_and_none_is_added_beyond_the_cap() {
         let (mut window, _) = checkout();
         let group = &mut window.groups[0];
-        let mut admitted = AdmittedNames::new(1);
-        let names = |group: &Group, admitted: &mut AdmittedNames| -> Vec<Option<String>> {
+        let mut admitted = AdmittedValues::new(1);
+        let names = |group: &Group, admitted: &mut AdmittedValues| -> Vec<Option<String>> {
             let parts = split_by_span_name(group, admitted).into_iter();
             parts.map(|(name, _)| name.map(|name| name.to_string())).collect()
         };
@@ -167,7 +135,7 @@ mod tests {
         let (mut window, _) = checkout();
         let group = &mut window.groups[0];
         rename_spans(group, |name| match name {
-            Some("POST /pay") => Some(OTHER_SPANS.to_owned()),
+            Some("POST /pay") => Some(OTHER.to_owned()),
             _ => name.map(str::to_owned),
         });
         assert_eq!(samples(group, 1), [(None, 8), (Some("other".to_owned()), 50)]);
@@ -183,7 +151,7 @@ mod tests {
                     (group.stacks[row.stack].clone(), span, row.samples, row.cpu_ns)
                 };
                 let mut whole: Vec<_> = group.rows.iter().map(|row| row_of(group, row)).collect();
-                let parts = split_by_span_name(group, &mut AdmittedNames::new(cap));
+                let parts = split_by_span_name(group, &mut AdmittedValues::new(cap));
                 let mut split = Vec::new();
                 for (name, part) in &parts {
                     prop_assert!(name.as_ref().is_none_or(|name| !name.is_empty()));

@@ -86,6 +86,7 @@ pub(crate) fn window(seen: &[Seen], elf_ids: [u32; 2]) -> (Window, Names) {
                 trace_id: TraceId([number; 16]),
                 span_id: SpanId([number; 8]),
                 name: name.map(Arc::from),
+                attributes: Arc::default(),
             };
             group.spans.insert_full(span).0
         });

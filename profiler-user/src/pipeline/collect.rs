@@ -11,12 +11,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::counted::{aggregate, count_span};
 use super::unwinding::{Fact, UnwindStats, Unwinding};
 use crate::aggregate::{Aggregator, Window};
-use crate::attribute::{Location, SpanScope, attribute};
-use crate::capture::{Batch, Capture, Control, Next, RecordKind};
+use crate::attribute::{Location, SpanPolicy, attribute};
+use crate::capture::{Batch, Capture, Control, HookStats, Hooks, Next};
 use crate::clock::{boot_now, unix_now};
-use crate::decode::{self, BootTime, Frame, NoSpan, UserStack};
+use crate::decode::{self, BootTime, Frame, UserStack};
 use crate::export::file::AtomicFile;
 use crate::process::{ControlFact, ElfId, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
@@ -40,6 +41,8 @@ pub struct Collected {
     pub window: Window,
     /// Counters since the start.
     pub process: TableStats,
+    /// And those of the probes of hooks.
+    pub hooks: HookStats,
     /// And those of unwinding.
     pub unwind: UnwindStats,
 }
@@ -53,12 +56,14 @@ pub struct Collector {
     pub table: ProcessTable,
     /// The way back to the kernel.
     pub control: Control,
+    /// And the one to the probes of hooks.
+    pub hooks: Hooks,
     /// And the one of unwind tables.
     pub unwinding: Unwinding,
     /// Files that samples were in since the last time that was told.
     pub used: UsedFiles,
     /// Which span a sample is charged to.
-    pub scope: SpanScope,
+    pub spans: SpanPolicy,
     /// The books.
     pub stats: Arc<Stats>,
     /// How much CPU time one sample stands for.
@@ -143,14 +148,20 @@ impl Collector {
         if batch.events_lost {
             self.table.on_events_lost();
         }
-        for (kind, record) in batch.records() {
-            match kind {
-                RecordKind::Sample => self.take_sample(record),
-                RecordKind::ProcessEvent => match decode::process_event(record) {
-                    Ok(event) => self.table.on_event(event),
-                    Err(error) => tracing::error!(%error, "a process event cannot be read"),
-                },
+        if batch.code_mappings.lost {
+            self.table.on_code_mappings_lost();
+        }
+        for record in batch.events() {
+            match decode::process_event(record) {
+                Ok(event) => self.table.on_event(event),
+                Err(error) => tracing::error!(%error, "a process event cannot be read"),
             }
+        }
+        for mapping in &batch.code_mappings.list {
+            self.table.on_code_mapped(*mapping);
+        }
+        for record in batch.samples() {
+            self.take_sample(record);
         }
     }
 
@@ -170,23 +181,17 @@ impl Collector {
                 Frame::Kernel(_) => None,
             })
             .collect();
-        match sample.span {
-            Err(NoSpan::ZeroIds) => self.stats.add(Count::SpanIdsZero, 1),
-            Err(NoSpan::LabelsMalformed) => self.stats.add(Count::SpanLabelsMalformed, 1),
-            _ => {}
-        }
+        count_span(&sample, &self.stats);
         self.table.refresh(sample.pid, sample.at, &addresses);
         let attributes = sample.span.iter().flat_map(|span| &span.attributes);
         if let Some(greatest) = attributes.map(|(key, _)| *key).max() {
             self.table.refresh_attribute_keys(sample.pid, sample.at, greatest);
         }
-        let (process, stale) = match self.table.walked(sample.pid, sample.at, sample.epoch) {
-            Some((process, stale)) => (Arc::clone(process), stale),
-            None => {
-                let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
-                (Arc::new(unread), false)
-            }
-        };
+        let walked = self.table.walked(sample.pid, sample.at, sample.epoch, &addresses);
+        let (process, stale) = walked.unwrap_or_else(|| {
+            let unread = Process::not_read(sample.pid, Some(Unreadable::NotRead));
+            (Arc::new(unread), false)
+        });
         if stale {
             self.stats.add(Count::UserStackStale, 1);
             sample.user_stack = UserStack::Stale;
@@ -194,16 +199,12 @@ impl Collector {
         } else {
             self.record(record, &process);
         }
-        let attributed = attribute(&sample, &process, self.scope);
+        let attributed = attribute(&sample, &process, &self.spans);
         self.used.files.extend(attributed.stack.iter().filter_map(|location| match location {
             Location::Elf { elf, .. } => Some(*elf),
             _ => None,
         }));
-        let count = match self.aggregator.add(attributed) {
-            Ok(()) => Count::SamplesAggregated,
-            Err(_full) => Count::LostWindowFull,
-        };
-        self.stats.add(count, 1);
+        aggregate(attributed, &mut self.aggregator, &self.stats);
     }
 
     fn record(&mut self, record: &[u8], process: &Arc<Process>) {
@@ -236,6 +237,7 @@ impl Collector {
                 None => Fact::Forget { pid },
             });
         }
+        self.hooks.tell(self.table.elfs().take_hooks());
         for fact in self.table.take_control() {
             let told = match fact {
                 ControlFact::SetSlots { pid, slots } => self.control.set_slots(pid, slots),
@@ -280,7 +282,12 @@ impl Collector {
             .unwrap_or(on_the_wall);
         self.previous_end_unix_ns = Some(start_unix_ns.saturating_add(duration_ns));
         let window = self.aggregator.take(start_unix_ns, duration_ns, self.period_ns);
-        Collected { window, process: self.table.stats().clone(), unwind: self.unwinding.stats() }
+        Collected {
+            window,
+            process: self.table.stats().clone(),
+            hooks: self.hooks.stats(),
+            unwind: self.unwinding.stats(),
+        }
     }
 }
 

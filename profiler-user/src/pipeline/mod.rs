@@ -10,6 +10,8 @@
 
 pub mod books;
 pub mod collect;
+mod counted;
+pub mod coverage;
 pub mod launch;
 pub mod outputs;
 pub mod own_cost;

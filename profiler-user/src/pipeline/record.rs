@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::books::Books;
 use super::collect::{Collected, Ended};
+use super::coverage::Coverage;
 use super::launch::{UnderWay, Waiting, launch};
 use super::outputs;
 use super::own_cost::OwnCost;
@@ -116,8 +117,9 @@ pub async fn record(
             sampler: config.sampler,
             reuse: config.reuse,
             unwind_memory_max: config.unwind_memory_max,
+            hook_probe: config.hook_probe,
         },
-        scope: config.outputs.span_scope,
+        spans: config.outputs.spans.clone(),
         window: None,
         recorder,
     };
@@ -191,7 +193,7 @@ fn finish(
     counters: &Counters,
     stats: &Stats,
 ) -> Result<Finished, RecordError> {
-    let Collected { window, process, unwind } = collected;
+    let Collected { window, process, hooks, unwind } = collected;
     let mut symbolizer =
         Symbolizer::new(SymbolizerConfig::new(config.inline)).with_perf_maps(perf_maps);
     let names = outputs::names(&mut symbolizer, &window, elfs);
@@ -224,7 +226,9 @@ fn finish(
     let count = if written.is_ok() { Count::SamplesExported } else { Count::LostExportRejected };
     stats.add(count, window.samples() - no_value);
     let books = Books::new(kernel, stats, 0)
+        .with("services", &Coverage::of(&window))
         .with("process", &process)
+        .with("hooks", &hooks)
         .with("unwind", &unwind)
         .with("symbolize", &symbolizer.stats())
         .with("sampler", &counters.cost()?)

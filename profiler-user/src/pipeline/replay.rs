@@ -8,6 +8,8 @@ use std::{
 };
 
 use super::books::Books;
+use super::counted::{aggregate, count_span};
+use super::coverage::Coverage;
 use super::outputs;
 use crate::aggregate::Aggregator;
 use crate::attribute::attribute;
@@ -69,16 +71,14 @@ pub fn replay(
         match recorded {
             Recorded::Sample { record, process } => {
                 stats.add(Count::SamplesDrained, 1);
-                let count = match decode::sample(record) {
+                match decode::sample(record) {
                     Ok(sample) => {
-                        match aggregator.add(attribute(&sample, process, config.span_scope)) {
-                            Ok(()) => Count::SamplesAggregated,
-                            Err(_full) => Count::LostWindowFull,
-                        }
+                        count_span(&sample, &stats);
+                        let attributed = attribute(&sample, process, &config.spans);
+                        aggregate(attributed, &mut aggregator, &stats);
                     }
-                    Err(_malformed) => Count::LostMalformed,
-                };
-                stats.add(count, 1);
+                    Err(_malformed) => stats.add(Count::LostMalformed, 1),
+                }
             }
             Recorded::End(found) => end = Some(found),
             Recorded::Names(found) => names = Some(found.into()),
@@ -95,7 +95,8 @@ pub fn replay(
     stats.add(Count::SamplesEncoded, window.samples() - no_value);
     outputs::write_files(&config.files, &window, &names, &host)?;
     stats.add(Count::SamplesExported, window.samples() - no_value);
-    let books = Books::new(CounterTotals::from_recorded(&counters), &stats, 0);
+    let books = Books::new(CounterTotals::from_recorded(&counters), &stats, 0)
+        .with("services", &Coverage::of(&window));
     outputs::write_stats(config, &books)?;
     outputs::print_table(&window, table)?;
     writeln!(table, "{books}")?;

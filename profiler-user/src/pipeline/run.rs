@@ -1,6 +1,7 @@
 //! `spanprof run`: window after window to Pyroscope, until told to stop.
 
 use std::{
+    collections::HashMap,
     io,
     sync::{
         Arc,
@@ -14,14 +15,17 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::books::Books;
 use super::collect::Collected;
+use super::coverage::Coverage;
 use super::outputs;
 use super::own_cost::OwnCost;
 use super::running::{Running, StartConfig, StartError, join};
 use super::unwinding::UnwindStats;
 use crate::aggregate::{Group, Window};
-use crate::capture::Counters;
+use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
-use crate::encode::{AdmittedNames, EncodeOptions, Encoded, encode, split_by_span_name};
+use crate::encode::{
+    AdmittedValues, EncodeOptions, Encoded, cap_attributes, encode, split_by_span_name,
+};
 use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
 use crate::export::{Labels, Profile};
@@ -72,7 +76,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let exporter = Arc::new(Pyroscope::start(&config.pyroscope, Arc::clone(&stats))?);
     let start = StartConfig {
         capture: config.capture.clone(),
-        scope: config.span_scope,
+        spans: config.spans.clone(),
         window: Some(config.window),
         recorder: None,
     };
@@ -86,13 +90,16 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     };
     let finisher = Finisher {
         symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
-        span_names: config.span_names.map(AdmittedNames::new),
+        span_names: config.span_names.map(AdmittedValues::new),
+        attributes: HashMap::new(),
+        coverage: Coverage::default(),
         config,
         exporter: Arc::clone(&exporter),
         elfs,
         counters,
         stats,
         process: TableStats::default(),
+        hooks: HookStats::default(),
         unwind: UnwindStats::default(),
         stopping: Arc::clone(&stopping),
     };
@@ -136,17 +143,22 @@ struct Finisher {
     counters: Arc<Counters>,
     stats: Arc<Stats>,
     process: TableStats,
+    hooks: HookStats,
     unwind: UnwindStats,
     /// The span names of each service that are a series of their own, if any are.
-    span_names: Option<AdmittedNames>,
+    span_names: Option<AdmittedValues>,
+    /// And the values of each of their attributes.
+    attributes: HashMap<Arc<str>, AdmittedValues>,
+    coverage: Coverage,
     /// It is time to end: names have to come soon or not at all.
     stopping: Arc<AtomicBool>,
 }
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
-        for Collected { window, process, unwind } in windows {
+        for Collected { window, process, hooks, unwind } in windows {
             self.process = process;
+            self.hooks = hooks;
             self.unwind = unwind;
             if self.stopping.load(Ordering::Relaxed) {
                 self.symbolizer.set_window_budget(LAST_NAMES);
@@ -167,10 +179,13 @@ impl Finisher {
 
     fn finish(&mut self, window: &Window) {
         let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
+        self.coverage.add(window);
         for group in &window.groups {
+            let mut group = group.clone();
+            cap_attributes(&mut group, self.config.span_attribute_values, &mut self.attributes);
             let parts = match &mut self.span_names {
-                Some(admitted) => split_by_span_name(group, admitted),
-                None => vec![(None, group.clone())],
+                Some(admitted) => split_by_span_name(&group, admitted),
+                None => vec![(None, group)],
             };
             for (name, group) in parts {
                 self.push(window, &group, name.as_deref(), &names);
@@ -198,7 +213,9 @@ impl Finisher {
         let queued = self.exporter.queued().samples;
         let symbolize: SymbolizeStats = self.symbolizer.stats();
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
+            .with("services", &self.coverage)
             .with("process", &self.process)
+            .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)
             .with("symbolize", &symbolize)
             .with("sampler", &self.counters.cost()?)
@@ -215,9 +232,8 @@ impl Finisher {
 
 /// A series: every distinct set of these is one on the server.
 fn labels(service: &ServiceIdentity, host: &str, span_name: Option<&str>) -> Labels {
-    let mut labels =
-        vec![("__name__", "process_cpu"), ("host", host), ("service_name", &service.name)];
-    labels.extend(service.namespace.as_deref().map(|namespace| ("service_namespace", namespace)));
+    let mut labels = vec![("__name__", "process_cpu"), ("host", host)];
+    labels.extend(service.labels());
     labels.extend(span_name.map(|name| ("span_name", name)));
     labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

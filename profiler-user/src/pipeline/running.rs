@@ -13,7 +13,7 @@ use std::{
 use super::collect::{Collected, Collector, Ended, Recorder, UsedFiles};
 use super::unwinding::Unwinding;
 use crate::aggregate::Aggregator;
-use crate::attribute::SpanScope;
+use crate::attribute::SpanPolicy;
 use crate::capture::live::{Started, Stop};
 use crate::capture::{Capture, CaptureConfig, CaptureError, Counters};
 use crate::clock::boot_now;
@@ -43,7 +43,7 @@ pub struct StartConfig {
     /// What to sample.
     pub capture: CaptureConfig,
     /// Which span a sample is charged to.
-    pub scope: SpanScope,
+    pub spans: SpanPolicy,
     /// How long a window is; `None`: one window of everything.
     pub window: Option<Duration>,
     /// Where what came from the kernel is stored.
@@ -73,9 +73,9 @@ impl Running {
     ///
     /// The kernel refuses, or there is no thread or descriptor left.
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
-        let StartConfig { capture: wanted, scope, window, recorder } = config;
+        let StartConfig { capture: wanted, spans, window, recorder } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
-        let Started { capture, mut control, unwind_maps, counters, since } =
+        let Started { capture, mut control, unwind_maps, hooks, counters, since } =
             Capture::start(&wanted, Arc::clone(stats))?;
         let proc = Proc::default();
         if let Some(targets) = &wanted.targets {
@@ -86,7 +86,8 @@ impl Running {
             }
         }
         let table = ProcessTable::scan(proc, TableLimits::default(), boot_now())
-            .map_err(StartError::Processes)?;
+            .map_err(StartError::Processes)?
+            .with_clock(boot_now);
         let elfs = table.elfs().clone();
         let perf_maps = table.perf_maps().clone();
         let unwinding = Unwinding::start(unwind_maps, elfs.clone()).map_err(StartError::Thread)?;
@@ -94,9 +95,10 @@ impl Running {
         let collector = Collector {
             table,
             control,
+            hooks,
             unwinding,
             used: UsedFiles::default(),
-            scope,
+            spans,
             stats: Arc::clone(stats),
             period_ns: wanted.period_ns(),
             recorder: recorder.map(Ok),

@@ -69,7 +69,7 @@ impl<'a> ElfReader<'a> {
     pub(super) fn build_id(&self) -> Option<BuildId> {
         self.segments_of(PT_NOTE).find_map(|segment| {
             let notes = self.notes(segment)?;
-            let note = notes_in(&notes, note_align(segment))
+            let note = notes_in(&notes)
                 .find(|note| note.kind == NT_GNU_BUILD_ID && note.name == b"GNU\0")?;
             let id = note.desc.get(..note.desc.len().min(BUILD_ID_MAX))?;
             (!id.is_empty()).then(|| BuildId(id.into()))
@@ -80,8 +80,8 @@ impl<'a> ElfReader<'a> {
     pub(super) fn span_note(&self) -> Option<SpanNote> {
         self.segments_of(PT_NOTE).find_map(|segment| {
             let notes = self.notes(segment)?;
-            let note = notes_in(&notes, note_align(segment))
-                .find(|note| note.kind == NOTE_TYPE && note.name == NOTE_NAME)?;
+            let note =
+                notes_in(&notes).find(|note| note.kind == NOTE_TYPE && note.name == NOTE_NAME)?;
             let (desc, _) = SpanMarkerNote::read_from_prefix(note.desc).ok()?;
             let at = segment.p_vaddr.get(NATIVE).checked_add(u64::try_from(note.desc_at).ok()?)?;
             let hook_at = at.checked_add(8)?.checked_add_signed(desc.hook_distance)?;
@@ -197,13 +197,13 @@ struct Note<'a> {
     desc_at: usize,
 }
 
-/// Notes are aligned to 4, but to 8 in a segment that is (`.note.gnu.property`).
-fn note_align(segment: &Segment) -> usize {
-    if segment.p_align.get(NATIVE) == 8 { 8 } else { 4 }
-}
+/// Notes are aligned to 4. `.note.gnu.property` is aligned to 8, but reads the same: its name and its
+/// description end at multiples of 8. What the segment says does not help: mold puts that one and
+/// others, which are aligned to 4, into one segment that is aligned to 8.
+const NOTE_ALIGN: usize = 4;
 
 /// The notes in a segment, up to the first that is cut short.
-fn notes_in(notes: &[u8], align: usize) -> impl Iterator<Item = Note<'_>> {
+fn notes_in(notes: &[u8]) -> impl Iterator<Item = Note<'_>> {
     let mut at = 0_usize;
     std::iter::from_fn(move || {
         let word = |at: usize| {
@@ -215,7 +215,7 @@ fn notes_in(notes: &[u8], align: usize) -> impl Iterator<Item = Note<'_>> {
         let kind = word(at.checked_add(8)?)?;
         let name_at = at.checked_add(12)?;
         let name_end = name_at.checked_add(name_len)?;
-        let desc_at = name_end.checked_next_multiple_of(align)?;
+        let desc_at = name_end.checked_next_multiple_of(NOTE_ALIGN)?;
         let desc_end = desc_at.checked_add(desc_len)?;
         let note = Note {
             kind,
@@ -223,7 +223,7 @@ fn notes_in(notes: &[u8], align: usize) -> impl Iterator<Item = Note<'_>> {
             desc: notes.get(desc_at..desc_end)?,
             desc_at,
         };
-        at = desc_end.checked_next_multiple_of(align)?;
+        at = desc_end.checked_next_multiple_of(NOTE_ALIGN)?;
         Some(note)
     })
 }

@@ -1,7 +1,7 @@
 //! The ELF files that processes have mapped: one id each, open from their discovery on.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::OsStr,
     fs::File,
     os::unix::ffi::OsStrExt as _,
@@ -12,6 +12,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::elf_reader::{ElfReader, is_elf};
+use super::hook_files::{HookFact, HookFiles};
 use super::mapped_file::{
     FileIdentity, Located, NotOpened, is_regular, locate_by_link, locate_by_path, map_files_link,
 };
@@ -34,11 +35,13 @@ pub struct ElfLimits {
     /// How many of them are open at a time, never more than half of the descriptors that the
     /// process may have; the one used longest ago is closed.
     pub open_files: usize,
+    /// How many files' hooks have a probe at a time; the one used longest ago loses it.
+    pub hooks: usize,
 }
 
 impl Default for ElfLimits {
     fn default() -> Self {
-        Self { files: 32_768, open_files: 4096 }
+        Self { files: 32_768, open_files: 4096, hooks: 1024 }
     }
 }
 
@@ -79,6 +82,7 @@ struct Inner {
     entries: HashMap<ElfId, Entry>,
     by_use: UseOrder<ElfId>,
     open_by_use: UseOrder<ElfId>,
+    hooks: HookFiles,
     not_elf: HashSet<FileIdentity>,
     stats: ElfStats,
 }
@@ -90,6 +94,8 @@ struct Entry {
     used: Stamp,
     /// Its place among the open files.
     open: Option<Stamp>,
+    /// Its place among the files whose hook has a probe.
+    hook: Option<Stamp>,
 }
 
 /// What makes two files the same one.
@@ -138,6 +144,12 @@ impl ElfRegistry {
     #[must_use]
     pub fn stats(&self) -> ElfStats {
         self.lock().stats.clone()
+    }
+
+    /// The files whose hook is to have a probe, or not any more, since the last call.
+    #[must_use]
+    pub fn take_hooks(&self) -> BTreeMap<ElfId, HookFact> {
+        self.lock().hooks.take()
     }
 
     /// What is behind an executable mapping; opens its file if it was not seen before.
@@ -253,7 +265,9 @@ impl ElfRegistry {
     fn open(&self, located: &Located, path: &[u8]) -> Result<Found, NotOpened> {
         let file = located.open()?;
         let elf = is_elf(&file).unwrap_or(false);
-        let build_id = ElfReader::open(&file).and_then(|reader| reader.build_id());
+        let reader = ElfReader::open(&file);
+        let build_id = reader.as_ref().and_then(ElfReader::build_id);
+        let hook = reader.as_ref().and_then(ElfReader::span_note).map(|note| note.hook_offset);
         let mut inner = self.lock();
         inner.stats.opened += 1;
         if !elf {
@@ -265,7 +279,11 @@ impl ElfRegistry {
         }
         let key = Key::Opened(located.identity);
         let id = inner.find_or_add(key, display_path(path), Some(file), build_id);
-        id.map(Found::Elf).ok_or(NotOpened::Unreachable)
+        let id = id.ok_or(NotOpened::Unreachable)?;
+        if let Some(offset) = hook {
+            inner.add_hook(id, offset);
+        }
+        Ok(Found::Elf(id))
     }
 
     /// The vDSO, if that of the process has the size of ours: the kernel has one for each kind of
@@ -299,6 +317,7 @@ impl Inner {
             entries: HashMap::new(),
             by_use: UseOrder::default(),
             open_by_use: UseOrder::default(),
+            hooks: HookFiles::default(),
             not_elf: HashSet::new(),
             stats: ElfStats::default(),
         }
@@ -340,7 +359,7 @@ impl Inner {
         let open = elf.file.is_some().then(|| self.open_by_use.insert(id));
         let used = self.by_use.insert(id);
         self.by_key.insert(key.clone(), id);
-        self.entries.insert(id, Entry { elf, key, used, open });
+        self.entries.insert(id, Entry { elf, key, used, open, hook: None });
         self.close_oldest();
     }
 
@@ -349,6 +368,9 @@ impl Inner {
         self.by_use.remove(entry.used);
         if let Some(stamp) = entry.open {
             self.open_by_use.remove(stamp);
+        }
+        if let Some(stamp) = entry.hook {
+            self.hooks.forget(id, stamp, false);
         }
         self.by_key.remove(&entry.key);
         self.stats.forgotten += 1;
@@ -359,6 +381,22 @@ impl Inner {
         self.by_use.touch(&mut entry.used);
         if let Some(stamp) = &mut entry.open {
             self.open_by_use.touch(stamp);
+        }
+        if let Some(stamp) = &mut entry.hook {
+            self.hooks.touch(stamp);
+        }
+    }
+
+    /// A file that was just opened has a hook. One that has lost its probe gets it again when it is
+    /// opened again.
+    fn add_hook(&mut self, id: ElfId, offset: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let Some(file) = entry.elf.file.as_ref().filter(|_| entry.hook.is_none()) else { return };
+        entry.hook = Some(self.hooks.add(&entry.elf, file, offset));
+        while let Some(oldest) = self.hooks.over(self.limits.hooks) {
+            let Some(entry) = self.entries.get_mut(&oldest) else { break };
+            let Some(stamp) = entry.hook.take() else { break };
+            self.hooks.forget(oldest, stamp, true);
         }
     }
 

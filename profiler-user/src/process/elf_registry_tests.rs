@@ -33,7 +33,7 @@ impl Rooted {
 }
 
 fn registry(files: usize, open_files: usize) -> ElfRegistry {
-    ElfRegistry::new(ElfLimits { files, open_files })
+    ElfRegistry::new(ElfLimits { files, open_files, ..ElfLimits::default() })
 }
 
 #[track_caller]

@@ -106,10 +106,12 @@ fn a_variable_of_a_library_is_not_the_executables() {
     assert_eq!(variables(&program), []);
 }
 
-/// What a library with this source says of its variables: name, exported, and references with
-/// whether they are by the symbol.
+/// A variable: name, exported, and references with whether they are by the symbol.
+type Said = (usize, bool, Vec<(ReferenceKind, bool)>);
+
+/// What a library with this source says of its variables.
 #[track_caller]
-fn library(source: &str, flags: &[&str]) -> Vec<(usize, bool, Vec<(ReferenceKind, bool)>)> {
+fn library(source: &str, flags: &[&str]) -> Vec<Said> {
     let folder = TempDir::new().unwrap();
     let (from, to) = (folder.path().join("lib.c"), folder.path().join("lib.so"));
     std::fs::write(&from, source).unwrap();

@@ -2,8 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::Process;
-use crate::decode::BootTime;
+use super::replaced::Replaced;
+use super::{MappingSnapshot, Process, Unreadable};
+use crate::decode::{Addr, BootTime};
 
 /// What is known of a process id, each from a time on; the newest last.
 ///
@@ -25,7 +26,8 @@ struct Image {
 impl Images {
     /// From now on, this is known. What was said to hold from later on does not.
     pub(super) fn push(&mut self, from: BootTime, program: u64, process: Arc<Process>) {
-        while self.list.back().is_some_and(|image| image.from >= from) {
+        // Of the same time, this one counts for who asks by time. Stacks were walked with either.
+        while self.list.back().is_some_and(|image| image.from > from) {
             self.list.pop_back();
         }
         self.list.push_back(Image { from, program, process });
@@ -69,17 +71,50 @@ impl Images {
         self.image_at(at).map(|image| &image.process)
     }
 
-    /// What a stack was walked with that was sampled at a time, and whether that was wrong: the
-    /// mappings of this epoch are those of another program.
-    pub(super) fn walked(&self, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
+    /// What a stack of these addresses, leaf first, was walked with that was sampled at a time, and
+    /// whether that was wrong: the mappings of this epoch are those of another program, or
+    /// something else was mapped by then where one of the addresses is.
+    pub(super) fn walked(
+        &self,
+        at: BootTime,
+        epoch: u64,
+        addresses: &[Addr],
+        replaced: &Replaced,
+    ) -> Option<(Arc<Process>, bool)> {
         let then = self.image_at(at)?;
         let of_epoch = |image: &&Image| image.process.snapshot.epoch() == epoch;
-        Some(match self.list.iter().find(of_epoch) {
-            Some(walked) if walked.program == then.program => (&walked.process, false),
-            Some(_) => (&then.process, true),
+        let walked = match self.list.iter().find(of_epoch) {
+            Some(walked) if walked.program == then.program => walked,
+            Some(_) => return Some((Arc::clone(&then.process), true)),
             // Walked with none, or with mappings that it had from its parent.
-            None => (&then.process, false),
-        })
+            None => then,
+        };
+        let snapshot = &walked.process.snapshot;
+        if addresses.iter().all(|addr| replaced.was_there(snapshot, *addr, at)) {
+            return Some((Arc::clone(&walked.process), false));
+        }
+        // The leaf stays, and what it is in may be known.
+        let knows = |image: &&Image| {
+            let snapshot = &image.process.snapshot;
+            let there = |leaf: &Addr| {
+                snapshot.find(*leaf).is_some() && replaced.was_there(snapshot, *leaf, at)
+            };
+            image.program == then.program && addresses.first().is_some_and(there)
+        };
+        let process = match self.list.iter().rev().find(knows) {
+            Some(image) => Arc::clone(&image.process),
+            None => Arc::new(Process {
+                snapshot: MappingSnapshot::empty(),
+                unreadable: Some(Unreadable::NotRead),
+                ..Process::clone(&walked.process)
+            }),
+        };
+        Some((process, true))
+    }
+
+    /// The mappings that were known.
+    pub(super) fn snapshots(&self) -> impl Iterator<Item = &MappingSnapshot> {
+        self.list.iter().map(|image| image.process.snapshot.as_ref())
     }
 
     fn image_at(&self, at: BootTime) -> Option<&Image> {
@@ -142,8 +177,10 @@ mod tests {
         // The same program maps something else, then another one runs.
         images.push(BootTime(20), 1, Arc::clone(&b));
         images.push(BootTime(30), 2, Arc::clone(&c));
+        let none = Replaced::default();
         let walked = |at, process: &Process| {
-            let (found, stale) = images.walked(BootTime(at), process.snapshot.epoch()).unwrap();
+            let epoch = process.snapshot.epoch();
+            let (found, stale) = images.walked(BootTime(at), epoch, &[], &none).unwrap();
             (found.snapshot.epoch(), stale)
         };
         let [epoch_a, epoch_b, epoch_c] = [&a, &b, &c].map(|process| process.snapshot.epoch());
@@ -152,6 +189,21 @@ mod tests {
         assert_eq!(walked(35, &c), (epoch_c, false));
         assert_eq!(walked(35, &b), (epoch_c, true));
         assert_eq!(walked(25, &process("parent")), (epoch_b, false));
+    }
+
+    #[test]
+    fn of_one_time_the_later_image_counts_and_both_are_known() {
+        let mut images = Images::default();
+        let (inherited, read) = (process("inherited"), process("read"));
+        images.push(BootTime(10), 1, Arc::clone(&inherited));
+        images.push(BootTime(10), 1, Arc::clone(&read));
+        assert_eq!(images.at(BootTime(10)).unwrap().snapshot.epoch(), read.snapshot.epoch());
+        let epoch = inherited.snapshot.epoch();
+        let found = images.walked(BootTime(11), epoch, &[], &Replaced::default());
+        assert_eq!(
+            found.map(|(found, stale)| (found.snapshot.epoch(), stale)),
+            Some((epoch, false))
+        );
     }
 
     #[test]
@@ -165,7 +217,8 @@ mod tests {
         images.push(BootTime(10), 1, Arc::clone(&old));
         images.push(BootTime(20), 2, Arc::clone(&early));
         images.push(BootTime(30), 2, with(&late, &["span_name"]));
-        let (found, stale) = images.walked(BootTime(25), early.snapshot.epoch()).unwrap();
+        let (epoch, none) = (early.snapshot.epoch(), Replaced::default());
+        let (found, stale) = images.walked(BootTime(25), epoch, &[], &none).unwrap();
         assert_eq!((found.attribute_keys.len(), stale), (1, false));
         assert_eq!(found.snapshot.epoch(), early.snapshot.epoch());
         images.replace_newest(with(&late, &["span_name", "more"]));

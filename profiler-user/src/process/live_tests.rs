@@ -71,8 +71,13 @@ int main(int argc, char **argv) {
             execlp(argument, argument, "1000", (char *)0);
             return 4;
         case 'f': { /* a child that waits, as long as its parent lives */
-            int pid = fork();
-            if (pid == 0) { prctl(PR_SET_PDEATHSIG, SIGKILL); pause(); return 0; }
+            int parent = getpid(), pid = fork();
+            if (pid == 0) {
+                prctl(PR_SET_PDEATHSIG, SIGKILL);
+                /* There is no signal for a parent that is gone already. */
+                if (getppid() == parent) pause();
+                return 0;
+            }
             printf("%d\n", pid);
             fflush(stdout);
             continue;

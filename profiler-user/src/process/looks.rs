@@ -21,6 +21,9 @@ const AFTER_FORK_FIRST: usize = 3;
 /// The exit is reported while the process still exits.
 const AFTER_EXIT: [u64; 2] = [20 * MILLISECOND, SECOND];
 
+/// Only where too many are looked at for a look at once.
+const AFTER_HOOK: [u64; 1] = [5 * MILLISECOND];
+
 /// A look at a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Look {
@@ -39,6 +42,8 @@ pub(super) struct Look {
 pub(super) enum Purpose {
     /// To find what a process publishes.
     Discover,
+    /// To find what else a process publishes that has said where its slot is.
+    Hooked,
     /// To see that a process is gone.
     Exit,
 }
@@ -57,6 +62,10 @@ impl Look {
         Self { pid, since, attempt: 0, purpose: Purpose::Exit, generation }
     }
 
+    pub(super) fn after_hook(pid: Pid, since: BootTime, generation: u64) -> Self {
+        Self { pid, since, attempt: 0, purpose: Purpose::Hooked, generation }
+    }
+
     /// The next one for the same; `None` after the last.
     pub(super) fn next(self) -> Option<Self> {
         let next = Self { attempt: self.attempt + 1, ..self };
@@ -66,6 +75,7 @@ impl Look {
     fn due(&self) -> Option<BootTime> {
         let delays: &[u64] = match self.purpose {
             Purpose::Discover => &AFTER_EXEC,
+            Purpose::Hooked => &AFTER_HOOK,
             Purpose::Exit => &AFTER_EXIT,
         };
         delays.get(self.attempt).map(|delay| BootTime(self.since.0.saturating_add(*delay)))
@@ -131,16 +141,12 @@ impl Allowance {
 }
 
 /// How long to leave a process alone after it was read.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Backoff {
     until: BootTime,
+    /// The part of it that what the read cost asks for.
+    rests_until: BootTime,
     doublings: u32,
-}
-
-impl Default for Backoff {
-    fn default() -> Self {
-        Self { until: BootTime(0), doublings: 0 }
-    }
 }
 
 impl Backoff {
@@ -151,12 +157,18 @@ impl Backoff {
         self.until <= now
     }
 
+    /// Whether a read is affordable that is known to give something, however many gave nothing.
+    pub(super) fn is_rested(&self, now: BootTime) -> bool {
+        self.rests_until <= now
+    }
+
     /// After a read that gave something. A process that maps something else all the time would
     /// have us read it at each sample: a line of 100 bytes takes about 1 µs to read, and for 100
     /// times as long it is left alone.
     pub(super) fn rest(&mut self, now: BootTime, maps_len: usize) {
         let wait = u64::try_from(maps_len).unwrap_or(u64::MAX).saturating_mul(1000);
-        self.until = BootTime(now.0.saturating_add(wait.min(Self::MAX)));
+        self.rests_until = BootTime(now.0.saturating_add(wait.min(Self::MAX)));
+        self.until = self.rests_until;
         self.doublings = 0;
     }
 
@@ -166,11 +178,16 @@ impl Backoff {
         self.doublings = 0;
     }
 
-    /// After a read that gave nothing.
-    pub(super) fn grow(&mut self, now: BootTime) {
+    /// After a read of so many bytes that gave nothing, or one that failed.
+    pub(super) fn grow(&mut self, now: BootTime, maps_len: Option<usize>) {
         let wait = Self::FIRST.saturating_mul(1 << self.doublings.min(20)).min(Self::MAX);
-        self.until = BootTime(now.0.saturating_add(wait));
-        self.doublings = self.doublings.saturating_add(1);
+        let doublings = self.doublings.saturating_add(1);
+        self.rest(now, maps_len.unwrap_or(0));
+        self.until = self.until.max(BootTime(now.0.saturating_add(wait)));
+        self.doublings = doublings;
+        if maps_len.is_none() {
+            self.rests_until = self.until;
+        }
     }
 }
 
@@ -192,6 +209,7 @@ mod tests {
         assert_eq!(dues(Look::after_exec(Pid(1), ms(10), 0)), [15, 30, 90, 160, 1010]);
         assert_eq!(dues(Look::after_fork(Pid(1), ms(10), 0)), [160, 1010]);
         assert_eq!(dues(Look::after_exit(Pid(1), ms(10), 0)), [30, 1010]);
+        assert_eq!(dues(Look::after_hook(Pid(1), ms(10), 0)), [15]);
     }
 
     #[test]
@@ -221,11 +239,14 @@ mod tests {
     fn a_backoff_doubles_up_to_ten_seconds() {
         let mut backoff = Backoff::default();
         let waits = std::array::from_fn(|_| {
-            backoff.grow(ms(0));
+            backoff.grow(ms(0), Some(6000));
             backoff.until.0 / MILLISECOND
         });
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert!(!backoff.is_over(ms(9999)) && backoff.is_over(ms(10_000)));
+        assert!(!backoff.is_rested(ms(5)) && backoff.is_rested(ms(6)));
+        backoff.grow(ms(0), None);
+        assert!(!backoff.is_rested(ms(9999)) && backoff.is_rested(ms(10_000)));
         backoff.rest(ms(0), 6000);
         assert!(!backoff.is_over(ms(5)) && backoff.is_over(ms(6)));
         backoff.rest(ms(0), usize::MAX);

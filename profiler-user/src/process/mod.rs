@@ -15,6 +15,8 @@ mod elf_tls;
 #[cfg(test)]
 mod fake_proc;
 mod go_labels;
+mod hook_files;
+mod hooked;
 mod images;
 mod looks;
 mod mapped_file;
@@ -27,11 +29,14 @@ mod proc_fs;
 mod process_context;
 mod reader;
 mod recorded;
+mod replaced;
 mod service;
 mod snapshot;
 mod span_files;
 mod span_slot;
 mod table;
+mod table_code;
+mod table_entry;
 mod table_looks;
 mod table_stats;
 mod tls_slot;
@@ -42,6 +47,7 @@ mod view;
 pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_reader::SpanNote;
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
+pub use hook_files::HookFact;
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
@@ -49,11 +55,15 @@ pub use service::ServiceIdentity;
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use span_slot::{FoundSlot, SlotSource, span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};
-pub use table_stats::TableStats;
+pub use table_stats::{SlotDelays, TableStats};
 pub use tls_slot::TlsModel;
 pub use view::{Process, Unreadable};
 
 #[cfg(test)]
+mod hook_tests;
+#[cfg(test)]
 mod live_tests;
+#[cfg(test)]
+mod table_code_tests;
 #[cfg(test)]
 mod table_tests;

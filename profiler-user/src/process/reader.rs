@@ -17,12 +17,14 @@ use super::{
     Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
     ServiceIdentity, TableStats, Unreadable,
 };
-use crate::decode::Pid;
+use crate::decode::{BootTime, FileNumber, Pid};
 
 /// What the last read of a process found, to find out cheaply whether anything changed.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     pub(super) start_time: u64,
+    /// Just before the mappings were read last, whether or not they had changed.
+    pub(super) maps_read_at: BootTime,
     kernel_thread: bool,
     mapped_bytes: u64,
     maps_hash: u64,
@@ -52,6 +54,7 @@ pub(super) struct Looked {
 
 /// What reading the mappings gave.
 struct ReadMappings {
+    read_at: BootTime,
     snapshot: Arc<MappingSnapshot>,
     contexts: Vec<ContextMapping>,
     maps_hash: u64,
@@ -109,10 +112,11 @@ impl Reader {
         stat.is_ok_and(|stat| stat.is_kernel_thread())
     }
 
-    /// Reads a process; `known` is what the last read of the same program found.
+    /// Reads a process, from `now` on; `known` is what the last read of the same program found.
     pub(super) fn read(
         &mut self,
         pid: Pid,
+        now: BootTime,
         known: Option<(&Arc<Process>, &Facts)>,
         read_maps: ReadMaps,
         stats: &mut TableStats,
@@ -127,8 +131,8 @@ impl Reader {
         if stat.is_kernel_thread() {
             return Ok(self.kernel_thread(pid, &stat));
         }
-        let ReadMappings { snapshot, contexts, maps_hash, maps_len } =
-            self.snapshot(&dir, &stat, known, read_maps, stats).map_err(reason)?;
+        let ReadMappings { read_at, snapshot, contexts, maps_hash, maps_len } =
+            self.snapshot(&dir, now, &stat, known, read_maps, stats).map_err(reason)?;
         if snapshot.mappings().iter().all(is_vsyscall) {
             // No process runs without code: this one is in the middle of an exec or of its exit.
             return Err(Unreadable::NotRead);
@@ -170,6 +174,7 @@ impl Reader {
         };
         let facts = Facts {
             start_time: stat.start_time,
+            maps_read_at: read_at,
             kernel_thread: false,
             mapped_bytes: stat.mapped_bytes,
             maps_hash,
@@ -192,6 +197,7 @@ impl Reader {
         };
         let facts = Facts {
             start_time: stat.start_time,
+            maps_read_at: BootTime(0),
             kernel_thread: true,
             mapped_bytes: 0,
             maps_hash: 0,
@@ -207,12 +213,14 @@ impl Reader {
     fn snapshot(
         &mut self,
         dir: &ProcessDir,
+        now: BootTime,
         stat: &ProcessStat,
         known: Option<(&Arc<Process>, &Facts)>,
         read_maps: ReadMaps,
         stats: &mut TableStats,
     ) -> io::Result<ReadMappings> {
-        let unchanged = |(process, facts): (&Arc<Process>, &Facts)| ReadMappings {
+        let unchanged = |(process, facts): (&Arc<Process>, &Facts), read_at| ReadMappings {
+            read_at,
             snapshot: Arc::clone(&process.snapshot),
             contexts: facts.contexts.clone(),
             maps_hash: facts.maps_hash,
@@ -222,7 +230,7 @@ impl Reader {
             && read_maps == ReadMaps::IfResized
             && known.1.mapped_bytes == stat.mapped_bytes
         {
-            return Ok(unchanged(known));
+            return Ok(unchanged(known, known.1.maps_read_at));
         }
         stats.maps_read += 1;
         let text_truncated = dir.maps(&mut self.text)?;
@@ -233,7 +241,7 @@ impl Reader {
         let (maps_hash, maps_len) = (self.hasher.hash_one(&self.text), self.text.len());
         self.text_read = self.text_read.saturating_add(maps_len);
         if let Some(known) = known.filter(|(_, facts)| facts.maps_hash == maps_hash) {
-            return Ok(unchanged(known));
+            return Ok(unchanged(known, now));
         }
         let maps = Maps::parse(&self.text);
         stats.maps_malformed_lines += maps.malformed_lines;
@@ -250,13 +258,16 @@ impl Reader {
                 }
                 EntryName::Anonymous | EntryName::Special(_) => find(),
             };
-            Mapping { start: entry.start, end: entry.end, file_offset: entry.file_offset, backing }
+            let (start, end, file_offset) = (entry.start, entry.end, entry.file_offset);
+            let file = FileNumber { device: entry.device, inode: entry.inode };
+            (Mapping { start, end, file_offset, backing }, file)
         });
-        let snapshot = MappingSnapshot::new(mappings.collect(), truncated);
+        let snapshot = MappingSnapshot::read(now, mappings.collect(), truncated);
         // A process with very much text is rare: its buffer is not kept.
         self.text.clear();
         self.text.shrink_to(1 << 20);
         Ok(ReadMappings {
+            read_at: now,
             snapshot: Arc::new(snapshot),
             contexts: maps.contexts,
             maps_hash,

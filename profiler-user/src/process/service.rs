@@ -52,6 +52,18 @@ impl ServiceIdentity {
         Self::named(name.unwrap_or_else(|| UNKNOWN.into()))
     }
 
+    /// The labels of its profiles, by name: those that it has.
+    pub fn labels(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        [
+            ("service_name", Some(&self.name)),
+            ("service_namespace", self.namespace.as_ref()),
+            ("service_version", self.version.as_ref()),
+            ("deployment_environment", self.environment.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(label, value)| Some((label, value?.as_str())))
+    }
+
     /// What the process says of itself.
     pub(super) fn of_context(context: &ProcessContext) -> Option<Self> {
         let attribute = |text: &Option<String>| text.as_deref().and_then(sanitized);
@@ -189,6 +201,23 @@ mod tests {
         let both = "deployment.environment=old,deployment.environment.name=new";
         assert_eq!(found(both), (text("new"), None));
         assert_eq!(found("service.version= 1.2%0a "), (None, text("1.2")));
+    }
+
+    #[test]
+    fn its_labels_are_what_it_says_of_itself() {
+        let mut service = ServiceIdentity::named("cart");
+        assert!(service.labels().eq([("service_name", "cart")]));
+        service.version = Some("1.2".into());
+        service.environment = Some("prod".into());
+        let labels: Vec<_> = service.labels().collect();
+        assert_eq!(
+            labels,
+            [
+                ("service_name", "cart"),
+                ("service_version", "1.2"),
+                ("deployment_environment", "prod")
+            ]
+        );
     }
 
     #[test]

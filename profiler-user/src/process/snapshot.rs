@@ -6,14 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 
 use super::ElfId;
-use crate::decode::Addr;
+use crate::decode::{Addr, BootTime, CodeMapping, FileNumber};
 
 /// The executable mappings of a process, as they were read at one time. Never changed: a process
 /// that maps something else gets another snapshot, of another epoch.
 #[derive(Debug)]
 pub struct MappingSnapshot {
     epoch: u64,
+    /// Just before they were read: what was mapped later can be missing.
+    read_at: BootTime,
     mappings: Box<[Mapping]>,
+    /// The file of each.
+    files: Box<[FileNumber]>,
     truncated: bool,
 }
 
@@ -50,21 +54,33 @@ impl Mapping {
 }
 
 impl MappingSnapshot {
+    /// A snapshot of which the time and the numbers of the files are not known.
+    #[must_use]
+    pub fn new(mappings: Vec<Mapping>, truncated: bool) -> Self {
+        let of_no_file = |mapping| (mapping, FileNumber::default());
+        Self::read(BootTime(0), mappings.into_iter().map(of_no_file).collect(), truncated)
+    }
+
     /// A snapshot of an epoch of its own. Sorts; of mappings that overlap, which a process that
     /// maps while it is read can show, the lower one stays.
-    #[must_use]
-    pub fn new(mut mappings: Vec<Mapping>, truncated: bool) -> Self {
-        mappings.retain(|mapping| mapping.start < mapping.end);
-        mappings.sort_by_key(|mapping| mapping.start);
+    pub(super) fn read(
+        read_at: BootTime,
+        mut mappings: Vec<(Mapping, FileNumber)>,
+        truncated: bool,
+    ) -> Self {
+        mappings.retain(|(mapping, _)| mapping.start < mapping.end);
+        mappings.sort_by_key(|(mapping, _)| mapping.start);
         let mut end = 0;
-        mappings.retain(|mapping| {
+        mappings.retain(|(mapping, _)| {
             let apart = mapping.start >= end;
             if apart {
                 end = mapping.end;
             }
             apart
         });
-        Self { epoch: next_epoch(), mappings: mappings.into(), truncated }
+        let (mappings, files): (Vec<_>, Vec<_>) = mappings.into_iter().unzip();
+        let (mappings, files) = (mappings.into(), files.into());
+        Self { epoch: next_epoch(), read_at, mappings, files, truncated }
     }
 
     /// A snapshot without mappings.
@@ -77,6 +93,11 @@ impl MappingSnapshot {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// What was mapped before this time, and is there still, is in it.
+    pub(super) fn read_at(&self) -> BootTime {
+        self.read_at
     }
 
     /// The mappings, by address; they do not overlap.
@@ -94,9 +115,37 @@ impl MappingSnapshot {
     /// The mapping that holds an address.
     #[must_use]
     pub fn find(&self, addr: Addr) -> Option<&Mapping> {
+        self.mappings.get(self.index_of(addr)?)
+    }
+
+    /// Whether something else is in it anywhere in the place of a mapping that a process made.
+    pub(super) fn has_another_in_place_of(&self, made: &CodeMapping) -> bool {
+        let first = self.mappings.partition_point(|mapping| mapping.end <= made.begin.0);
+        let last = self.mappings.partition_point(|mapping| mapping.start < made.end.0);
+        (first..last).any(|index| !self.is_same(index, made))
+    }
+
+    /// Whether something else is in it at an address that a process made a mapping of.
+    pub(super) fn has_another_at(&self, addr: Addr, made: &CodeMapping) -> bool {
+        self.index_of(addr).is_some_and(|index| !self.is_same(index, made))
+    }
+
+    fn index_of(&self, addr: Addr) -> Option<usize> {
         let behind = self.mappings.partition_point(|mapping| mapping.start <= addr.0);
-        let mapping = self.mappings.get(behind.checked_sub(1)?)?;
-        (addr.0 < mapping.end).then_some(mapping)
+        let index = behind.checked_sub(1)?;
+        self.mappings.get(index).filter(|mapping| addr.0 < mapping.end).map(|_| index)
+    }
+
+    /// Whether a mapping that was made says the same of its addresses.
+    fn is_same(&self, index: usize, made: &CodeMapping) -> bool {
+        let (Some(mapping), Some(file)) = (self.mappings.get(index), self.files.get(index)) else {
+            return false;
+        };
+        // The kernel gives memory without a file an offset of its own, and what is in it changes as
+        // its process likes.
+        let same_place = mapping.file_offset.wrapping_sub(mapping.start)
+            == made.file_offset.wrapping_sub(made.begin.0);
+        *file == made.file && (same_place || mapping.backing == Backing::Anonymous)
     }
 }
 
@@ -139,6 +188,42 @@ mod tests {
     #[test]
     fn an_epoch_is_never_used_twice() {
         assert_ne!(MappingSnapshot::empty().epoch(), MappingSnapshot::empty().epoch());
+    }
+
+    #[test]
+    fn knows_what_is_in_the_place_of_something_else() {
+        let file = FileNumber { device: (8, 1), inode: 7 };
+        let elf = Mapping { backing: Backing::Elf(ElfId(1)), ..mapping(0x2000, 0x4000) };
+        let code = (mapping(0x5000, 0x6000), FileNumber::default());
+        let snapshot = MappingSnapshot::read(BootTime(9), vec![(elf, file), code], false);
+        let made = |begin, end, file_offset, file| CodeMapping {
+            at: BootTime(10),
+            pid: crate::decode::Pid(1),
+            begin: Addr(begin),
+            end: Addr(end),
+            file_offset,
+            file,
+        };
+        let (other, none) = (FileNumber { inode: 8, ..file }, FileNumber::default());
+        let is_another = |begin, end, file_offset, file| {
+            let made = made(begin, end, file_offset, file);
+            let at_begin = snapshot.has_another_at(made.begin, &made);
+            assert!(!at_begin || snapshot.has_another_in_place_of(&made));
+            (snapshot.has_another_in_place_of(&made), at_begin)
+        };
+        // The same again, a part of it, and from another offset on.
+        assert_eq!(is_another(0x2000, 0x4000, 0x40, file), (false, false));
+        assert_eq!(is_another(0x3000, 0x4000, 0x1040, file), (false, false));
+        assert_eq!(is_another(0x2000, 0x4000, 0x1040, file), (true, true));
+        assert_eq!(is_another(0x1000, 0x2001, 0x40, other), (true, false));
+        assert_eq!(is_another(0x3fff, 0x4001, 0x40, other), (true, true));
+        // Where nothing was, nothing is replaced.
+        assert_eq!(is_another(0x4000, 0x5000, 0x40, other), (false, false));
+        assert_eq!(is_another(0, 0x2000, 0x40, other), (false, false));
+        // The kernel gives memory without a file an offset of its own.
+        assert_eq!(is_another(0x5000, 0x6000, 0x5000, none), (false, false));
+        assert_eq!(is_another(0x5000, 0x6000, 0, file), (true, true));
+        assert_eq!(is_another(0x2000, 0x3000, 0x2000, none), (true, true));
     }
 
     proptest! {

@@ -1,11 +1,12 @@
 //! The processes of the host: what each was at which time.
 //!
-//! The table reads `/proc` and keeps what it read. It has no thread and no clock: [`tick`] tells it
-//! the time, [`on_event`] what the kernel reports, [`refresh`] what samples need. [`view`] reads
-//! nothing.
+//! The table reads `/proc` and keeps what it read. It has no thread: [`tick`] tells it the time,
+//! [`on_event`] and [`on_code_mapped`] what the kernel reports, [`refresh`] what samples need.
+//! [`view`] reads nothing.
 //!
 //! [`tick`]: ProcessTable::tick
 //! [`on_event`]: ProcessTable::on_event
+//! [`on_code_mapped`]: ProcessTable::on_code_mapped
 //! [`refresh`]: ProcessTable::refresh
 //! [`view`]: ProcessTable::view
 
@@ -16,11 +17,15 @@ use std::{
 
 use profiler_common::span::SpanSlots;
 
+use super::hooked::KernelSlots;
 use super::images::Images;
 use super::looks::{Allowance, Backoff, Look, Looks, SECOND};
-use super::reader::{Facts, ReadMaps, Reader};
+use super::reader::{ReadMaps, Reader};
+use super::replaced::Replaced;
 use super::span_slot::FoundSlot;
-use super::use_order::{Stamp, UseOrder};
+use super::table_code::MAPPED_PER_SECOND;
+use super::table_entry::{Entry, State};
+use super::use_order::UseOrder;
 use super::{
     ElfLimits, ElfRegistry, MappingSnapshot, PerfMapRegistry, Proc, Process, TableStats, Unreadable,
 };
@@ -99,6 +104,7 @@ pub struct ProcessTable {
     pub(super) limits: TableLimits,
     pub(super) reader: Reader,
     pub(super) now: BootTime,
+    pub(super) clock: Option<fn() -> BootTime>,
     pub(super) processes: HashMap<Pid, Entry>,
     pub(super) by_use: UseOrder<Pid>,
     /// How many mappings all processes have.
@@ -128,43 +134,12 @@ pub(super) struct Rescan {
     pub(super) again: bool,
     /// In this round nothing that was known before is believed.
     pub(super) distrusts: bool,
+    /// In this round the mappings of all processes are read.
+    pub(super) reads_maps: bool,
+    /// And in the next one: reports of mappings were lost.
+    pub(super) code_mappings_lost: bool,
     /// Known to be kernel threads, which are not looked at each time.
     pub(super) kernel_threads: HashSet<Pid>,
-}
-
-/// One process id.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) images: Images,
-    pub(super) state: State,
-    /// When its exit was reported or noticed.
-    pub(super) exited_at: Option<BootTime>,
-    /// It was seen to be gone.
-    pub(super) gone: bool,
-    pub(super) backoff: Backoff,
-    /// Of reads for the names of attributes.
-    pub(super) keys_backoff: Backoff,
-    pub(super) slots: Vec<FoundSlot>,
-    /// It is a copy of its parent: it was forked, and runs no program of its own yet.
-    pub(super) is_copy: bool,
-    /// When it was read last.
-    pub(super) read_at: BootTime,
-    /// Grows with each program that the process runs.
-    pub(super) generation: u64,
-    pub(super) used: Stamp,
-    /// How many mappings of the table's count are its.
-    pub(super) mappings: usize,
-}
-
-/// How what is known of a process came to be known.
-#[derive(Debug)]
-pub(super) enum State {
-    /// It was not: the program that it runs was not read yet.
-    Unread,
-    /// From its parent.
-    Inherited,
-    /// By reading it.
-    Read(Box<Facts>),
 }
 
 impl ProcessTable {
@@ -175,6 +150,7 @@ impl ProcessTable {
         Self {
             reader: Reader::new(proc, elfs),
             now,
+            clock: None,
             processes: HashMap::new(),
             by_use: UseOrder::default(),
             mappings: 0,
@@ -187,6 +163,8 @@ impl ProcessTable {
                 queue: VecDeque::new(),
                 again: false,
                 distrusts: false,
+                reads_maps: false,
+                code_mappings_lost: false,
                 kernel_threads: HashSet::new(),
             },
             sweep_at: BootTime(now.0.saturating_add(SECOND)),
@@ -226,6 +204,7 @@ impl ProcessTable {
             ProcessEventKind::Fork { parent } => self.on_fork(pid, parent, at),
             ProcessEventKind::Exit => self.on_exit(pid, at),
             ProcessEventKind::UnknownCode { address } => self.on_unknown_code(pid, at, address),
+            ProcessEventKind::SpanSlot { tp_offset } => self.on_span_slot(pid, at, tp_offset),
         }
     }
 
@@ -233,12 +212,25 @@ impl ProcessTable {
     /// addresses in its stack. A process that is read in vain is left alone for a while.
     pub fn refresh(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
         self.now = self.now.max(at);
-        let now = self.now;
         self.entry(pid);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
         self.by_use.touch(&mut entry.used);
+        self.read_if_needed(pid, at, addresses);
+    }
+
+    /// Reads a process if that is of use, and not too often.
+    pub(super) fn read_if_needed(&mut self, pid: Pid, at: BootTime, addresses: &[Addr]) {
+        let now = self.now;
+        let Some(entry) = self.processes.get_mut(&pid) else { return };
         let Some(missing) = entry.missing(at, addresses) else { return };
-        if !entry.backoff.is_over(now) {
+        // A stack that was walked wrong leads to addresses where nothing is, for which the process
+        // was read in vain.
+        let is_over = if entry.is_spoilt() {
+            entry.backoff.is_rested(now)
+        } else {
+            entry.backoff.is_over(now)
+        };
+        if !is_over {
             self.stats.reads_backed_off += 1;
             return;
         }
@@ -249,9 +241,13 @@ impl ProcessTable {
         self.stats.reads_for_samples += 1;
         self.look(pid, ReadMaps::Always);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
+        let maps_len = entry.state.maps_len();
         match entry.missing(at, addresses) {
-            Some(still_missing) if still_missing >= missing => entry.backoff.grow(now),
-            _ => entry.backoff.rest(now, entry.state.maps_len()),
+            Some(still_missing) if still_missing >= missing => {
+                let failed = entry.is_spoilt();
+                entry.backoff.grow(now, (!failed).then_some(maps_len));
+            }
+            _ => entry.backoff.rest(now, maps_len),
         }
     }
 
@@ -260,13 +256,6 @@ impl ProcessTable {
     #[must_use]
     pub fn view(&self, pid: Pid, at: BootTime) -> Option<&Arc<Process>> {
         self.processes.get(&pid)?.images.at(at)
-    }
-
-    /// What a stack of a process was walked with, which was sampled at a time, and whether that was
-    /// wrong: it ran another program by then. `epoch` is that of the mappings, 0 if there were none.
-    #[must_use]
-    pub fn walked(&self, pid: Pid, at: BootTime, epoch: u64) -> Option<(&Arc<Process>, bool)> {
-        self.processes.get(&pid)?.images.walked(at, epoch)
     }
 
     /// Where a process's threads publish their spans, as far as that is known, and how it was found.
@@ -317,6 +306,7 @@ impl ProcessTable {
         let generation = self.next_generation();
         let entry = self.entry(pid);
         entry.state = State::Unread;
+        entry.kernel = KernelSlots::from(at);
         entry.is_copy = false;
         entry.exited_at = None;
         entry.gone = false;
@@ -335,8 +325,11 @@ impl ProcessTable {
         }
         self.clear_slot(pid);
         let inherited = self.view(parent, at).map(|parent| Arc::new(parent.child(pid)));
+        let replaced = self.processes.get(&parent).map(|parent| parent.replaced.clone());
         let generation = self.next_generation();
         let entry = self.entry(pid);
+        entry.kernel = KernelSlots::from(at);
+        entry.replaced = replaced.unwrap_or_default();
         entry.is_copy = true;
         entry.exited_at = None;
         entry.gone = false;
@@ -400,9 +393,12 @@ impl ProcessTable {
                 backoff: Backoff::default(),
                 keys_backoff: Backoff::default(),
                 slots: Vec::new(),
+                kernel: KernelSlots::default(),
                 is_copy: false,
                 read_at: BootTime(0),
                 generation: 0,
+                replaced: Replaced::default(),
+                mapped_allowance: Allowance::new(MAPPED_PER_SECOND),
                 used: by_use.insert(pid),
                 mappings: 0,
             }
@@ -420,7 +416,8 @@ impl ProcessTable {
 
     pub(super) fn clear_slot(&mut self, pid: Pid) {
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if !std::mem::take(&mut entry.slots).is_empty() {
+        entry.slots.clear();
+        if entry.kernel.known.take().is_some() {
             self.control.insert(pid, None);
         }
     }
@@ -432,44 +429,5 @@ impl ProcessTable {
             entry.images.forget_replaced(forget_before, IMAGES_MAX);
         }
         self.image_changed(pid);
-    }
-}
-
-impl State {
-    /// How many bytes of text its mappings are.
-    fn maps_len(&self) -> usize {
-        match self {
-            Self::Read(facts) => facts.maps_len,
-            Self::Unread | Self::Inherited => 0,
-        }
-    }
-}
-
-impl Entry {
-    /// How many of a sample's addresses could become known by reading the process; `None` if
-    /// reading is of no use.
-    fn missing(&self, at: BootTime, addresses: &[Addr]) -> Option<usize> {
-        let (from, newest) = self.images.newest()?;
-        match &self.state {
-            _ if self.gone => None,
-            // Of the program that ran before, nothing more can be learnt.
-            State::Unread => (from <= at).then_some(usize::MAX),
-            State::Read(facts) if facts.is_kernel_thread() => None,
-            State::Inherited | State::Read(_) => {
-                let current = self.images.at(at).is_some_and(|it| Arc::ptr_eq(it, newest));
-                let unknown = |addr: &&Addr| newest.snapshot.find(**addr).is_none();
-                let missing = addresses.iter().filter(unknown).count();
-                (current && missing > 0).then_some(missing)
-            }
-        }
-    }
-
-    /// Whether the process that a fork made at a time has been read since: its samples can be
-    /// faster than the event.
-    fn is_read_after_fork(&self, at: BootTime) -> bool {
-        let State::Read(facts) = &self.state else { return false };
-        let started = facts.start_time.saturating_mul(TICK);
-        let same = started <= at.0.saturating_add(TICK) && at.0.saturating_sub(started) < SECOND;
-        same && self.read_at >= at && !self.gone
     }
 }

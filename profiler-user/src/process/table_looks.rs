@@ -5,7 +5,8 @@ use std::{collections::HashSet, sync::Arc};
 use super::looks::{Look, Purpose, SECOND};
 use super::reader::{Looked, ReadMaps};
 use super::span_slot::{FoundSlots, SlotSource};
-use super::table::{KEPT, State, TICK};
+use super::table::{KEPT, TICK};
+use super::table_entry::State;
 use super::{Process, ProcessTable, Unreadable};
 use crate::decode::{BootTime, Pid};
 
@@ -66,6 +67,10 @@ impl ProcessTable {
         self.stats.looks += 1;
         let done = match look.purpose {
             Purpose::Discover => self.look(look.pid, ReadMaps::Always),
+            Purpose::Hooked => {
+                self.look(look.pid, ReadMaps::Always);
+                true
+            }
             Purpose::Exit => self.check_exit(look.pid),
         };
         if done {
@@ -119,7 +124,10 @@ impl ProcessTable {
         self.stats.rescans += 1;
         self.rescan.round = self.rescan.round.wrapping_add(1);
         self.rescan.distrusts = std::mem::take(&mut self.rescan.again);
-        if self.is_full_rescan() || self.rescan.distrusts {
+        let lost = std::mem::take(&mut self.rescan.code_mappings_lost);
+        let is_full = self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY);
+        self.rescan.reads_maps = is_full || lost;
+        if is_full || self.rescan.distrusts {
             self.rescan.kernel_threads.clear();
         }
         // An end that was not reported shows here.
@@ -131,10 +139,6 @@ impl ProcessTable {
         }
         // One that the last rescan did not come to is in this one.
         self.rescan.queue = pids.into();
-    }
-
-    fn is_full_rescan(&self) -> bool {
-        self.rescan.round.is_multiple_of(FULL_RESCAN_EVERY)
     }
 
     fn rescan_process(&mut self, pid: Pid) {
@@ -155,7 +159,7 @@ impl ProcessTable {
         self.stats.rescanned += 1;
         let read_maps = if self.rescan.distrusts {
             ReadMaps::Anew
-        } else if self.is_full_rescan() {
+        } else if self.rescan.reads_maps {
             ReadMaps::Always
         } else {
             ReadMaps::IfResized
@@ -190,7 +194,7 @@ impl ProcessTable {
         self.look(pid, ReadMaps::IfResized);
         let named = self.names_attribute(pid, greatest);
         let Some(entry) = self.processes.get_mut(&pid) else { return };
-        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now) }
+        if named { entry.keys_backoff.pause(now) } else { entry.keys_backoff.grow(now, Some(0)) }
     }
 
     fn names_attribute(&self, pid: Pid, index: u8) -> bool {
@@ -219,13 +223,14 @@ impl ProcessTable {
     /// Reads a process and takes note of what changed; tells whether it has published where its
     /// slot is.
     pub(super) fn look(&mut self, pid: Pid, read_maps: ReadMaps) -> bool {
+        let now = self.read_clock();
         let entry = self.entry(pid);
         let known = match (&entry.state, entry.images.newest()) {
             (State::Read(facts), Some((_, newest))) => Some((Arc::clone(newest), facts.clone())),
             _ => None,
         };
         let known = known.as_ref().map(|(process, facts)| (process, facts.as_ref()));
-        match self.reader.read(pid, known, read_maps, &mut self.stats) {
+        match self.reader.read(pid, now, known, read_maps, &mut self.stats) {
             Ok(looked) => self.apply(pid, looked),
             Err(reason) => {
                 self.note_unreadable(pid, reason);
@@ -238,6 +243,7 @@ impl ProcessTable {
         let now = self.now;
         let Looked { process, facts, slots } = looked;
         let entry = self.entry(pid);
+        entry.replaced.found_again(&process.snapshot, facts.maps_read_at);
         let before = std::mem::replace(&mut entry.state, State::Read(Box::new(facts)));
         let last_read = std::mem::replace(&mut entry.read_at, now);
         entry.gone = false;
@@ -261,13 +267,20 @@ impl ProcessTable {
                 self.stats.pids_reused += 1;
                 self.clear_slot(pid);
                 let generation = self.next_generation();
-                self.entry(pid).generation = generation;
                 let started = BootTime(process.start_time.saturating_mul(TICK));
+                let entry = self.entry(pid);
+                entry.generation = generation;
+                entry.kernel.forget_before(started);
                 self.push_image(pid, started.max(last_read).min(now), process);
             }
             // The mappings changed some time after the last read.
             (State::Read(_), _) => self.push_image(pid, last_read, process),
-            // What is known since the exec or the fork was nothing, or its parent's.
+            // What is known since the fork was its parent's, and stacks were walked with that.
+            (State::Inherited, Some(_)) => {
+                let since = entry.images.newest().map_or(now, |(from, _)| from);
+                self.push_image(pid, since, process);
+            }
+            // What is known since the exec was nothing.
             (State::Unread | State::Inherited, _) => {
                 entry.images.replace_newest(process);
                 self.image_changed(pid);
@@ -281,14 +294,22 @@ impl ProcessTable {
         // A copy has its parent's pointer to a record, but works on no span of its parent's: it
         // publishes again when it has a process context of its own (OTEP 4719).
         let own = found.announced || !entry.is_copy;
-        let Some(slots) = found.to_control().filter(|_| own) else {
+        let read = found.to_control().filter(|_| own);
+        let is_published = read.is_some() && found.is_published();
+        let Some(slots) = entry.kernel.with(read) else {
             self.clear_slot(pid);
             return false;
         };
-        let is_published = found.is_published();
-        if entry.slots != found.list {
+        if entry.kernel.known.replace(slots) != Some(slots) {
             self.control.insert(pid, Some(slots));
-            if let Some(first) = found.list.first() {
+            if let Some(start) = entry.kernel.without_since.take() {
+                self.stats.slots_by_look_after.add(self.now.0.saturating_sub(start.0));
+            }
+        }
+        // What it has said itself by its hook is counted where it says so.
+        let list = if read.is_some() { found.list } else { Vec::new() };
+        if entry.slots != list {
+            if let Some(first) = list.first() {
                 *match first.source {
                     SlotSource::GoRuntime => &mut self.stats.slots_of_go,
                     SlotSource::ProcessContext => &mut self.stats.slots_by_context,
@@ -297,7 +318,7 @@ impl ProcessTable {
                     SlotSource::SymbolTable => &mut self.stats.slots_by_symbol_table,
                 } += 1;
             }
-            entry.slots = found.list;
+            entry.slots = list;
         }
         is_published
     }

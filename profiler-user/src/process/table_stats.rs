@@ -11,6 +11,10 @@ pub struct TableStats {
     pub exits: u64,
     /// Reports of code that the kernel side did not know.
     pub unknown_code: u64,
+    /// Reports of something that a process mapped in the place of something else.
+    pub code_replaced: u64,
+    /// Times that reports of mappings were lost.
+    pub code_mappings_lost: u64,
     /// Looks for published spans and at exits that were taken.
     pub looks: u64,
     /// Looks that were not taken: too many were waiting.
@@ -45,6 +49,14 @@ pub struct TableStats {
     pub slots_by_note: u64,
     /// Slots that the dynamic symbols of a program or library named, and nothing else did.
     pub slots_by_dynamic_symbol: u64,
+    /// Slots that a process named by span-marker's hook.
+    pub slots_by_hook: u64,
+    /// How long after its start the first slot of a program was found by its hook. By the hook or by
+    /// a look is what the table heard of first; the kernel side hears the hook at once.
+    pub slots_by_hook_after: SlotDelays,
+    /// How long after its start the first slot of a program was found by looking at it; not of
+    /// those that ran before.
+    pub slots_by_look_after: SlotDelays,
     /// Slots that only symbols for debugging named.
     pub slots_by_symbol_table: u64,
     /// Slots of programs that Go made: the labels of their goroutines are read.
@@ -92,4 +104,50 @@ pub struct TableStats {
     pub processes_exited: u64,
     /// Processes that were forgotten to keep their number bounded.
     pub processes_evicted: u64,
+}
+
+/// How many programs had a slot so long after their start; each is counted once.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct SlotDelays {
+    /// Within 5 ms.
+    pub ms_5: u64,
+    /// Within 20 ms.
+    pub ms_20: u64,
+    /// Within 80 ms.
+    pub ms_80: u64,
+    /// Within 200 ms.
+    pub ms_200: u64,
+    /// Within 1 s.
+    pub ms_1000: u64,
+    /// Later.
+    pub later: u64,
+}
+
+impl SlotDelays {
+    pub(super) fn add(&mut self, delay_ns: u64) {
+        let bounds = [
+            (5, &mut self.ms_5),
+            (20, &mut self.ms_20),
+            (80, &mut self.ms_80),
+            (200, &mut self.ms_200),
+            (1000, &mut self.ms_1000),
+        ];
+        let within = bounds.into_iter().find(|(ms, _)| delay_ns <= ms * 1_000_000);
+        *within.map_or(&mut self.later, |(_, count)| count) += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_delay_is_in_the_first_bucket_that_it_fits_in() {
+        let mut delays = SlotDelays::default();
+        for ms in [0, 5, 6, 20, 79, 200, 201, 1000, 1001, u64::MAX / 1_000_000] {
+            delays.add(ms * 1_000_000);
+        }
+        let SlotDelays { ms_5, ms_20, ms_80, ms_200, ms_1000, later } = delays;
+        assert_eq!([ms_5, ms_20, ms_80, ms_200, ms_1000, later], [2, 2, 1, 1, 2, 2]);
+    }
 }

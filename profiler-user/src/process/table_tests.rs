@@ -9,26 +9,26 @@ use crate::decode::{Addr, BootTime, Pid, ProcessEvent, ProcessEventKind};
 
 const MS: u64 = 1_000_000;
 
-fn at(ms: u64) -> BootTime {
+pub(super) fn at(ms: u64) -> BootTime {
     BootTime(ms * MS)
 }
 
 /// Long after boot, as on any host: `start_time` 5000 is 50 s.
-const NOW: u64 = 60_000;
+pub(super) const NOW: u64 = 60_000;
 
-fn table(fake: &FakeProc, limits: TableLimits) -> ProcessTable {
+pub(super) fn table(fake: &FakeProc, limits: TableLimits) -> ProcessTable {
     ProcessTable::scan(fake.proc(), limits, at(NOW)).unwrap()
 }
 
-fn event(pid: u32, ms: u64, kind: ProcessEventKind) -> ProcessEvent {
+pub(super) fn event(pid: u32, ms: u64, kind: ProcessEventKind) -> ProcessEvent {
     ProcessEvent { at: at(ms), pid: Pid(pid), kind }
 }
 
-fn anonymous(start: u64) -> String {
+pub(super) fn anonymous(start: u64) -> String {
     format!("{start:x}-{:x} r-xp 00000000 00:00 0\n", start + 0x1000)
 }
 
-fn epoch(table: &ProcessTable, pid: u32, ms: u64) -> u64 {
+pub(super) fn epoch(table: &ProcessTable, pid: u32, ms: u64) -> u64 {
     table.view(Pid(pid), at(ms)).unwrap().snapshot.epoch()
 }
 

@@ -1,13 +1,14 @@
 //! Publishes the span of the context that opentelemetry makes current.
 
 use std::any::Any;
+use std::error::Error;
+use std::fmt;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
 use opentelemetry::Context;
 use opentelemetry::context::{ContextObserver, GlobalContextObserver, ObserverContextView};
 use opentelemetry::trace::TraceContextExt as _;
-use thiserror::Error;
 
 use super::spans::SPANS;
 use crate::record::{Record, SpanIds};
@@ -15,9 +16,16 @@ use crate::{stats, thread};
 
 /// Something else observes opentelemetry's contexts, and there can be one observer only: spans are
 /// not published.
-#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
-#[error("another observer of opentelemetry's contexts was installed first")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlreadySet;
+
+impl fmt::Display for AlreadySet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another observer of opentelemetry's contexts was installed first")
+    }
+}
+
+impl Error for AlreadySet {}
 
 /// Publishes, from here on, the current span of each thread. [`processor()`](super::processor()) calls it.
 ///
@@ -59,12 +67,6 @@ impl View {
 impl ObserverContextView for View {
     fn as_any(&self) -> &dyn Any {
         self
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        thread::forget(self.record.as_ptr());
     }
 }
 

@@ -91,7 +91,8 @@ impl SpanProcessor for Processor {
             Scope::AllSpans => true,
             Scope::None => false,
         };
-        if has_profile {
+        // Switched off, no span has one.
+        if has_profile && process_context::ensure() {
             let id = span.span_context().span_id().to_string();
             span.set_attribute(KeyValue::new(PROFILE_ID_KEY, id));
         }

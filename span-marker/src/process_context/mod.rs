@@ -10,16 +10,18 @@ mod mapping;
 #[path = "elsewhere.rs"]
 mod mapping;
 mod payload;
+mod switch;
 
-use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use thiserror::Error;
+use std::error::Error;
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::{fmt, io};
 
 pub(crate) use identity::Identity;
 pub use mapping::Backing;
+#[cfg(feature = "tracing")]
+pub(crate) use switch::forks;
 
-use crate::{keys, static_tls, stats};
+use crate::{diagnose, keys, note, static_tls, stats};
 use mapping::Mapping;
 
 /// What the process says about itself; the environment says the rest.
@@ -60,21 +62,40 @@ pub struct InitReport {
 
 /// Why the process context could not be published. Records are entered all the same, but a
 /// conforming reader does not look for them.
-#[derive(Debug, Error)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum InitError {
     /// There is no thread-local slot for this target.
-    #[error("spans can be published on Linux, on x86_64 and aarch64, only")]
     Unsupported,
+    /// The environment says `SPAN_MARKER_DISABLE=1`.
+    Disabled,
     /// No memory, or no right to map it.
-    #[error("cannot map the process context")]
-    Map(#[source] io::Error),
+    Map(io::Error),
     /// A child would inherit a context that is not its own.
-    #[error("cannot keep the process context from children")]
-    KeepFromChildren(#[source] io::Error),
+    KeepFromChildren(io::Error),
     /// Neither a file behind the mapping nor a name for it: nobody would find it.
-    #[error("cannot name the process context's mapping")]
-    Name(#[source] io::Error),
+    Name(io::Error),
+}
+
+impl fmt::Display for InitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unsupported => "spans can be published on Linux, on x86_64 and aarch64, only",
+            Self::Disabled => "SPAN_MARKER_DISABLE is set",
+            Self::Map(_) => "cannot map the process context",
+            Self::KeepFromChildren(_) => "cannot keep the process context from children",
+            Self::Name(_) => "cannot name the process context's mapping",
+        })
+    }
+}
+
+impl Error for InitError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unsupported | Self::Disabled => None,
+            Self::Map(error) | Self::KeepFromChildren(error) | Self::Name(error) => Some(error),
+        }
+    }
 }
 
 /// Publishes the process context, with the service that the environment names.
@@ -105,6 +126,37 @@ pub(crate) fn init_with_sdk(sdk: Identity) -> Result<InitReport, InitError> {
     state.publish()
 }
 
+/// Publishes the process context, if this process has not yet; whether records are to be read.
+///
+/// Called for each record: no lock and no system call after the first one.
+#[inline]
+pub(crate) fn ensure() -> bool {
+    match switch::state() {
+        switch::State::On => true,
+        switch::State::Off => false,
+        switch::State::Undecided => first_record(),
+    }
+}
+
+/// Does not wait for the lock: in a forked child, it may be one that nobody will ever release.
+#[cold]
+fn first_record() -> bool {
+    let mut state = match STATE.try_lock() {
+        Ok(state) => state,
+        Err(TryLockError::Poisoned(state)) => state.into_inner(),
+        // Somebody is at it.
+        Err(TryLockError::WouldBlock) => return !switch::is_disabled(),
+    };
+    match state.publish() {
+        Ok(_) => true,
+        Err(InitError::Disabled) => false,
+        Err(_) => {
+            stats::CONTEXT_UPDATES_FAILED.add();
+            true
+        }
+    }
+}
+
 /// Tells readers about new keys, if the process context is published.
 pub(crate) fn republish() {
     let mut state = lock();
@@ -128,7 +180,23 @@ fn lock() -> MutexGuard<'static, State> {
 }
 
 impl State {
+    /// Publishes, and from then on records do not ask for it, whether it succeeded or not.
     fn publish(&mut self) -> Result<InitReport, InitError> {
+        let disabled = switch::is_disabled();
+        let report = if disabled { Err(InitError::Disabled) } else { self.publish_context() };
+        if !switch::decide(if disabled { switch::State::Off } else { switch::State::On }) {
+            return report;
+        }
+        if !disabled && let Some(tp_offset) = static_tls::tp_offset() {
+            note::announce(tp_offset);
+        }
+        if switch::is_set("SPAN_MARKER_DEBUG") {
+            diagnose::tell(&report);
+        }
+        report
+    }
+
+    fn publish_context(&mut self) -> Result<InitReport, InitError> {
         // The SDK before the environment: its resource, which has the environment in it, is what
         // the service's traces carry, and profiles must be found under the same name.
         let identity = self.explicit.clone().or(self.sdk.clone()).or(Identity::from_env());

@@ -1,10 +1,7 @@
 //! The bytes of a process context: the few protobuf messages of OTEP 4719 that are needed.
 
-use profiler_common::span::{
-    ATTRIBUTE_KEY_MAP_KEY, SCHEMA_VERSION_KEY, SCHEMA_VERSIONS, TP_OFFSET_KEY,
-};
-
 use super::Identity;
+use crate::abi::{ATTRIBUTE_KEY_MAP_KEY, SCHEMA_VERSION, SCHEMA_VERSION_KEY, TP_OFFSET_KEY};
 
 /// Readers take 64 KiB in all, most of it for keys: a longer service name is cut.
 const VALUE_MAX: usize = 1024;
@@ -24,9 +21,8 @@ pub(super) fn encode(identity: &Identity, keys: &[Box<str>], tp_offset: Option<i
     .flat_map(|attribute| field(1, attribute))
     .collect();
 
-    let [schema_version, ..] = SCHEMA_VERSIONS;
     let mut context = field(1, &resource);
-    context.extend(field(2, &key_value(SCHEMA_VERSION_KEY, &string(schema_version))));
+    context.extend(field(2, &key_value(SCHEMA_VERSION_KEY, &string(SCHEMA_VERSION))));
     context.extend(field(2, &key_value(ATTRIBUTE_KEY_MAP_KEY, &array(keys))));
     if let Some(offset) = tp_offset {
         context.extend(field(2, &key_value(TP_OFFSET_KEY, &integer(offset))));

@@ -120,7 +120,9 @@ impl Process {
                 && symbol.st_shndx(endian) != elf::SHN_UNDEF
         })?;
         assert_eq!(symbol.st_size(endian), 8);
-        assert_eq!(symbol.st_bind(), elf::STB_GLOBAL);
+        let weak = cfg!(feature = "external-slot");
+        let expected = if weak { elf::STB_WEAK } else { elf::STB_GLOBAL };
+        assert_eq!(symbol.st_bind(), expected);
         let signed = |value: u64| i64::try_from(value).unwrap();
         let align = signed(tls.p_align(endian)).max(1);
         let (vaddr, memsz) = (signed(tls.p_vaddr(endian)), signed(tls.p_memsz(endian)));
@@ -130,6 +132,39 @@ impl Process {
         } else {
             value + 16 + (vaddr - 16).rem_euclid(align)
         })
+    }
+
+    /// The slot's distance from the thread pointer: by the program's note and the block that it
+    /// leads to. Panics if the hook is not what it should be.
+    pub(crate) fn slot_by_note(&self) -> Option<i64> {
+        let file = fs::read(format!("{}/exe", self.proc)).unwrap();
+        let header = elf::FileHeader64::<Endianness>::parse(&*file).unwrap();
+        let endian = header.endian().unwrap();
+        let programs = header.program_headers(endian, &*file).unwrap();
+        let (at, note) = programs.iter().find_map(|program| {
+            let (at, bytes) = (program.p_vaddr(endian), program.data(endian, &*file).ok()?);
+            let note = bytes.windows(12).position(|window| window == b"span-marker\0")?;
+            let fixed = bytes.get(note.checked_sub(12)?..note)?;
+            let expected = [12_u32, 16, 1].map(u32::to_ne_bytes).concat();
+            let found = program.p_type(endian) == elf::PT_NOTE && fixed == expected;
+            found.then(|| (at + u64::try_from(note + 12).unwrap(), bytes[note + 12..].to_vec()))
+        })?;
+        let distance = |at: usize| i64::from_ne_bytes(note[at..at + 8].try_into().unwrap());
+        let maps = fs::read_to_string(format!("{}/maps", self.proc)).unwrap();
+        let exe = fs::read_link(format!("{}/exe", self.proc)).unwrap();
+        let first = maps.lines().find(|line| line.ends_with(exe.to_str().unwrap())).unwrap();
+        let start = u64::from_str_radix(first.split('-').next().unwrap(), 16).unwrap();
+        let load = programs.iter().find(|program| program.p_type(endian) == elf::PT_LOAD).unwrap();
+        let at = start - load.p_vaddr(endian) + at;
+        let info = self.read(at.wrapping_add_signed(distance(0)), 32);
+        assert_eq!(&info[..8], b"SPANMRK1");
+        assert_eq!(info[8..12], 1_u32.to_ne_bytes());
+        let hook = self.read((at + 8).wrapping_add_signed(distance(8)), 6);
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(hook, [0x0f, 0x1f, 0x44, 0, 0, 0xc3]);
+        }
+        let filled = info[12..16] == 1_u32.to_ne_bytes();
+        filled.then(|| i64::from_ne_bytes(info[16..24].try_into().unwrap()))
     }
 
     /// The record of the thread with this thread pointer.

@@ -14,9 +14,9 @@ use rustix::process::Signal;
 use rustix::system::{RebootCommand, reboot, uname};
 use spanprof_tests::profile::Folded;
 use spanprof_tests::span_writer::{CHILD, OUTSIDE, ROOT, SERVICE};
-use spanprof_tests::spanprof::{Books, STATS, Spanprof};
+use spanprof_tests::spanprof::{Books, Running, STATS, Spanprof};
 use spanprof_tests::virtual_machine::guest::{
-    FAILED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
+    FAILED, HOOKED, PASSED, SPANPROF, SPANS, SPANS_CONTEXT, STARTED, UNWIND, UNWIND_STATIC,
 };
 use spanprof_tests::workload::{Workload, wait_until};
 
@@ -36,6 +36,13 @@ fn case(mode: &'static str, chain: &[&'static str]) -> Case {
 
 /// How much each uses while it is sampled, in hundredths of a second.
 const CPU_TICKS: u64 = 300;
+
+/// How many processes of a known binary are started, and how long each works, in milliseconds.
+const COPIES: &str = "10";
+const COPY_MS: &str = "300";
+
+/// What the log says when their file has got its probe.
+const PROBED: &str = "a hook has a probe";
 
 /// A tenth of what a verifier looks at (`BPF_COMPLEXITY_LIMIT_INSNS`), which newer ones use up faster.
 const VERIFIED_MAX: u64 = 100_000;
@@ -88,16 +95,22 @@ fn run() -> Result<()> {
         fs::hard_link(program, &named)?;
         at_work.push(Workload::start(Command::new(named).args([mode, "0"]))?);
     }
+    let known = Workload::start(Command::new(HOOKED).args(["copies", COPIES, COPY_MS]))?;
     // An emulated CPU takes long enough to verify programs when nothing else runs.
     at_work.iter().try_for_each(|workload| workload.signal(Signal::STOP))?;
     let spanprof = Spanprof::new(SPANPROF.into())?;
     // Emulated, it would take too long to make tables of itself.
-    let pids = at_work.iter().map(|workload| format!("--pid={}", workload.pid()));
+    let pids = at_work.iter().chain([&known]);
+    let pids = pids.map(|workload| format!("--pid={}", workload.pid()));
     let pids: Vec<String> = pids.collect();
-    let options = ["record", "--stats", STATS, "-F", "199", "-o", "p.folded"];
+    let options = ["record", "--stats", STATS, "-F", "199", "-d", "5m", "-o", "p.folded"];
     let options = options.into_iter().chain(pids.iter().map(String::as_str));
-    let recording = spanprof.start(&options.collect::<Vec<_>>())?;
+    let mut recording = spanprof.command(&options.collect::<Vec<_>>());
+    recording.env("RUST_LOG", "info,profiler_user::capture=debug");
+    let mut recording = Running::start(&mut recording)?;
     recording.wait_until_sampling()?;
+    recording.log(PROBED)?;
+    known.end()?;
     if let Some(verified) = verified_instructions(recording.pid())? {
         println!("guest: {verified} instructions verified");
         ensure!(verified <= VERIFIED_MAX, "the largest program is near the verifier's limit");
@@ -119,6 +132,7 @@ fn run() -> Result<()> {
     }
     profile.check_too_deep().context(TOO_DEEP)?;
     profile.check_early()?;
+    profile.check_hooked()?;
     profile.check_spans().with_context(|| format!("{SERVICE}: {:#?}", profile.stacks_of(SERVICE)))
 }
 
@@ -211,6 +225,21 @@ impl Profile {
         let counted = pending + self.books.kernel("user_stack_unknown_process");
         println!("guest: {early} of {all} not complete, {counted} before there were tables");
         ensure!(early * 1000 <= counted * 1000 + all * 5, "{early} of {all}, {counted} early");
+        Ok(())
+    }
+
+    /// What only its hook tells is labelled from the start.
+    fn check_hooked(&self) -> Result<()> {
+        let stacks = self.of("hooked");
+        let here = stacks.iter().filter(|stack| stack.frames.iter().any(|it| it == "in_span"));
+        let (labelled, not): (Vec<&Folded>, _) =
+            here.copied().partition(|stack| stack.span != "(no span)");
+        let (labelled, not) = (sum(labelled), sum(not));
+        let by = self.books.of_hooks("probed_by");
+        println!("guest: hooked by {by}: {labelled} labelled, {not} not");
+        let heard = self.books.kernel("hook_taken");
+        ensure!(heard.to_string() == COPIES, "{heard} were heard");
+        ensure!(labelled >= 100 && not * 20 <= labelled, "{labelled} labelled, {not} not");
         Ok(())
     }
 

@@ -23,6 +23,8 @@ pub mod guest {
     pub const SPANS: &str = "/spans";
     /// The process context that it publishes.
     pub const SPANS_CONTEXT: &str = "/spans-context";
+    /// `fixtures/hooked.c`.
+    pub const HOOKED: &str = "/hooked";
     /// It runs.
     pub const STARTED: &str = "guest: Linux";
     /// Everything is as it should be.

@@ -1,4 +1,4 @@
-//! Programs whose files are not where files usually are.
+//! Programs whose files are not where files usually are, or do not stay there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,8 @@ use spanprof_tests::workload::{Program, Workload, wait_until};
 use tempfile::TempDir;
 
 use crate::linkers::check_profile;
-use crate::profile::{NO_FRAME_POINTERS, Profile};
-use crate::stack::{Outside, glibc, static_glibc};
+use crate::profile::{NO_FRAME_POINTERS, Profile, Walk, profile_while};
+use crate::stack::{Outside, glibc, is_on, static_glibc, within};
 
 /// Its file is in no folder: it was written to memory and run from there.
 #[test]
@@ -110,4 +110,36 @@ fn a_container() {
         check_profile(&Profile::of(spanprof.clone(), pid, &[]), outside);
         workload.end().unwrap();
     }
+}
+
+/// The frames of each are of another size, at the same addresses.
+#[test]
+fn libraries_that_take_each_others_place() {
+    require!(Root);
+    let spanprof = require!(Spanprof);
+    let flags = [NO_FRAME_POINTERS, "-rdynamic"];
+    let program = Program::compile_with("swapped", &flags).unwrap();
+    let [a, b] = [("a", "-DBYTES=1000"), ("b", "-DBYTES=3000")].map(|(name, bytes)| {
+        let inner = format!("-DINNER=inner_of_{name}");
+        let flags = [NO_FRAME_POINTERS, &inner, bytes];
+        program.with_library_as("swapped_library", name, &flags).unwrap()
+    });
+    let arguments = ["0", a.to_str().unwrap(), b.to_str().unwrap()];
+    let profile = profile_while(&program, &arguments, spanprof, &[]);
+    let chains = ["a", "b"].map(|name| {
+        let [leaf, inner] = ["leaf_of", "inner_of"].map(|of| format!("{of}_{name}"));
+        [leaf, inner, "outer".to_owned(), "use".to_owned(), "main".to_owned()]
+    });
+    let is_right = |walk: &Walk| {
+        within(walk, "main", glibc).is_some_and(|stack| {
+            chains.iter().any(|chain| {
+                let chain = chain.each_ref().map(String::as_str);
+                is_on(&stack, &chain, &["use", "main"])
+            })
+        })
+    };
+    // Until what is there now is known, a stack has its first frame, and says so.
+    let is_cut = |walk: &Walk| matches!(walk.user()[..], [_, "[program had changed]"]);
+    profile.all(|walk| is_right(walk) || is_cut(walk));
+    profile.least(60, is_right);
 }

@@ -56,26 +56,9 @@ pub(super) type Measured = fn(&Measurement) -> f64;
 impl Measurement {
     /// Runs the agent over the load, with `hz` samples of each CPU in a second.
     pub(super) fn take(spanprof: &Path, load: Load<'_>, hz: u32) -> Result<Self> {
-        let folder = target_dir().join("bench");
-        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        let stats = folder.join("stats.json");
-        // That of an earlier run.
-        if stats.exists() {
-            fs::remove_file(&stats)
-                .with_context(|| format!("cannot remove {}", stats.display()))?;
-        }
         // The load first, so that the first window has its names.
         let _loads = load.start()?;
-        let log = fs::File::create(folder.join("log")).context("cannot make a log")?;
-        let mut command = Command::new(spanprof);
-        command.args(["run", "--pyroscope-url", &sink::start()?, "-F", &hz.to_string()]);
-        command.args(["--window", &format!("{WINDOW_SECONDS}s")]).arg("--stats").arg(&stats);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let mut agent = Running(command.spawn().context("cannot run spanprof")?);
-
-        let mut workers = Workers::of(agent.0.id());
-        let first = workers.watch(PATIENCE, || read_stats(&stats))?;
-        let first = first.context("no window ended; target/bench/log says why")?;
+        let Agent { process: mut agent, mut workers, stats, first } = Agent::start(spanprof, hz)?;
         let worker_first_ns = workers.cpu_ns();
         let first_at = Instant::now();
         workers.watch(Duration::from_secs(LOAD_SECONDS - WINDOW_SECONDS), || Ok(None::<()>))?;
@@ -116,6 +99,39 @@ impl Measurement {
             agent_rss_mib: mib(counter(last, "agent", "max_rss_bytes")?),
             worker_rss_mib: mib(workers.max_rss_bytes),
         })
+    }
+}
+
+/// An agent that has ended its first window.
+pub(super) struct Agent {
+    process: Running,
+    workers: Workers,
+    /// Where its counters go.
+    stats: PathBuf,
+    /// Those of the first window.
+    first: Value,
+}
+
+impl Agent {
+    pub(super) fn start(spanprof: &Path, hz: u32) -> Result<Self> {
+        let folder = target_dir().join("bench");
+        fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        let stats = folder.join("stats.json");
+        // That of an earlier run.
+        if stats.exists() {
+            fs::remove_file(&stats)
+                .with_context(|| format!("cannot remove {}", stats.display()))?;
+        }
+        let log = fs::File::create(folder.join("log")).context("cannot make a log")?;
+        let mut command = Command::new(spanprof);
+        command.args(["run", "--pyroscope-url", &sink::start()?, "-F", &hz.to_string()]);
+        command.args(["--window", &format!("{WINDOW_SECONDS}s")]).arg("--stats").arg(&stats);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let process = Running(command.spawn().context("cannot run spanprof")?);
+        let mut workers = Workers::of(process.0.id());
+        let first = workers.watch(PATIENCE, || read_stats(&stats))?;
+        let first = first.context("no window ended; target/bench/log says why")?;
+        Ok(Self { process, workers, stats, first })
     }
 }
 

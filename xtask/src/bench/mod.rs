@@ -10,12 +10,13 @@ use serde_json::Value;
 use self::agent::{Load, Measured, Measurement};
 use self::kernel_stats::KernelStats;
 use crate::build::release_binary;
-use crate::exec::{ask, cargo};
 use crate::setup::{Tools, provide};
 use crate::test::build_measured;
 
 mod agent;
 mod kernel_stats;
+pub(crate) mod marker;
+pub(crate) mod service;
 mod sink;
 pub(crate) mod unwind;
 
@@ -27,17 +28,7 @@ pub(crate) fn run() -> Result<()> {
     provide(Tools::Build)?;
     let spanprof = release_binary()?;
     let [_, checkout] = build_measured()?;
-    let mut marker = cargo();
-    marker.args([
-        "run",
-        "--quiet",
-        "--release",
-        "--package=span-marker",
-        "--features=opentelemetry",
-    ]);
-    marker.arg("--example=enter_exit");
-    // Builds it as well.
-    ask(&mut marker)?;
+    marker::build()?;
     let load_before = load_average();
 
     let kernel_stats = KernelStats::on()?;
@@ -51,11 +42,7 @@ pub(crate) fn run() -> Result<()> {
         }
     }
     drop(kernel_stats);
-    let marking = (0..RUNS).map(|_| ask(&mut marker)).collect::<Result<Vec<_>>>()?;
-    let marking: Vec<Value> = marking
-        .iter()
-        .map(|line| serde_json::from_str(line).context("the marker's numbers are not JSON"))
-        .collect::<Result<_>>()?;
+    let marking = marker::measure(RUNS)?;
 
     println!("\n{}", machine(&load_before)?);
     print!("{}", table(&runs, &marking)?);
@@ -102,17 +89,8 @@ fn table(runs: &[Vec<Measurement>; 3], marking: &[Value]) -> Result<String> {
         usual(|run| run.cpu_percent),
     )?;
     row(&format!("agent at {hz} Hz, most resident memory"), "MiB", usual(|run| run.agent_rss_mib))?;
-    for (what, key) in [
-        ("span-marker, enter and exit", "enter_exit_ns"),
-        ("OpenTelemetry attach and detach, without span-marker", "otel_attach_detach_ns"),
-        ("… and what span-marker adds", "otel_attach_detach_extra_ns"),
-        ("OpenTelemetry span with its context, without span-marker", "otel_span_ns"),
-        ("… and what span-marker adds", "otel_span_extra_ns"),
-    ] {
-        let values = marking.iter().map(|line| {
-            line[key].as_f64().with_context(|| format!("the marker's numbers have no {key}"))
-        });
-        row(what, "ns", values.collect::<Result<_>>()?)?;
+    for (what, key) in marker::ROWS {
+        row(what, "ns", marker::values(marking, key)?)?;
     }
     Ok(text)
 }

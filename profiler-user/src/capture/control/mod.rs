@@ -1,5 +1,6 @@
 //! The only writer of BPF maps: facts about processes on their way back to the kernel.
 
+pub mod hooks;
 pub mod unwind_maps;
 
 use aya::maps::{HashMap, MapData, MapError};

@@ -5,7 +5,9 @@ mod labels;
 use std::sync::Arc;
 
 use profiler_common::{
-    process::{EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_UNKNOWN_CODE, ProcessEventRecord},
+    process::{
+        EVENT_EXEC, EVENT_EXIT, EVENT_FORK, EVENT_SPAN_SLOT, EVENT_UNKNOWN_CODE, ProcessEventRecord,
+    },
     sample::{
         FLAG_FRAME_POINTER_SHIFT, FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, FRAME_INTERRUPTED,
         KIND_CPU, SPAN_INVALID, SPAN_NO_SLOT, SPAN_NONE, SPAN_READ, SPAN_UNREADABLE, SampleHeader,
@@ -53,6 +55,7 @@ pub fn process_event(bytes: &[u8]) -> Result<ProcessEvent, DecodeError> {
         EVENT_FORK => ProcessEventKind::Fork { parent: Pid(record.parent_tgid) },
         EVENT_EXIT => ProcessEventKind::Exit,
         EVENT_UNKNOWN_CODE => ProcessEventKind::UnknownCode { address: Addr(record.address) },
+        EVENT_SPAN_SLOT => ProcessEventKind::SpanSlot { tp_offset: record.address.cast_signed() },
         value => return Err(DecodeError::Unknown { field: "kind", value }),
     };
     Ok(ProcessEvent { at: BootTime(record.boot_ns), pid: Pid(record.tgid), kind })

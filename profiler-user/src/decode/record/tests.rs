@@ -178,7 +178,10 @@ fn process_events_are_read() {
     assert_eq!(read(EVENT_EXIT), event(ProcessEventKind::Exit));
     let unknown_code = ProcessEventKind::UnknownCode { address: Addr(77) };
     assert_eq!(read(EVENT_UNKNOWN_CODE), event(unknown_code));
-    assert_eq!(read(5), Err(DecodeError::Unknown { field: "kind", value: 5 }));
+    let slot = ProcessEventRecord { address: (-24_i64).cast_unsigned(), ..record(EVENT_SPAN_SLOT) };
+    let hooked = event(ProcessEventKind::SpanSlot { tp_offset: -24 });
+    assert_eq!(process_event(slot.as_bytes()), hooked);
+    assert_eq!(read(6), Err(DecodeError::Unknown { field: "kind", value: 6 }));
     assert_eq!(process_event(&[0; 31]), Err(DecodeError::Short));
 }
 

@@ -1,4 +1,4 @@
-//! The memory of a BPF array map, shared with the kernel.
+//! The memory of a BPF array map or of a perf event's ring, shared with the kernel.
 
 use std::{
     io,
@@ -9,12 +9,12 @@ use std::{
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-/// A mapping of a map's values.
+/// A mapping of a map's values or a ring.
 ///
 /// Words are stored whole (atomic stores), so that a BPF program that reads at the same time sees
 /// one value or the other.
 #[derive(Debug)]
-pub(super) struct MapMemory {
+pub(in crate::capture) struct MapMemory {
     start: NonNull<u8>,
     len: usize,
 }
@@ -23,8 +23,8 @@ pub(super) struct MapMemory {
 unsafe impl Send for MapMemory {}
 
 impl MapMemory {
-    /// Maps the `len` bytes of an array map that was made with `BPF_F_MMAPABLE`.
-    pub(super) fn new(map: impl AsFd, len: usize) -> io::Result<Self> {
+    /// Maps the `len` bytes of an array map that was made with `BPF_F_MMAPABLE`, or of a ring.
+    pub(in crate::capture) fn new(map: impl AsFd, len: usize) -> io::Result<Self> {
         let (read_write, shared) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
         // SAFETY: a new mapping, which replaces none.
         let start = unsafe { mmap(std::ptr::null_mut(), len, read_write, shared, map, 0) }?;
@@ -33,7 +33,7 @@ impl MapMemory {
     }
 
     /// Stores words of 4 bytes from word `index` on. What is beyond the map is left out.
-    pub(super) fn store_u32(&self, index: usize, words: &[u32]) {
+    pub(in crate::capture) fn store_u32(&self, index: usize, words: &[u32]) {
         for (offset, word) in words.iter().enumerate() {
             if let Some(place) = self.place::<AtomicU32>(index.saturating_add(offset)) {
                 place.store(*word, Ordering::Relaxed);
@@ -42,7 +42,7 @@ impl MapMemory {
     }
 
     /// Stores words of 8 bytes from word `index` on, visible after everything stored before.
-    pub(super) fn store_u64(&self, index: usize, words: &[u64]) {
+    pub(in crate::capture) fn store_u64(&self, index: usize, words: &[u64]) {
         for (offset, word) in words.iter().enumerate() {
             if let Some(place) = self.place::<AtomicU64>(index.saturating_add(offset)) {
                 place.store(*word, Ordering::Release);
@@ -51,7 +51,7 @@ impl MapMemory {
     }
 
     /// The 8-byte word `index`, 0 beyond the map.
-    pub(super) fn load_u64(&self, index: usize) -> u64 {
+    pub(in crate::capture) fn load_u64(&self, index: usize) -> u64 {
         self.place::<AtomicU64>(index).map_or(0, |place| place.load(Ordering::Relaxed))
     }
 
@@ -73,7 +73,7 @@ impl Drop for MapMemory {
     fn drop(&mut self) {
         // SAFETY: the mapping is our own and nothing refers to it any more.
         if let Err(error) = unsafe { munmap(self.start.as_ptr().cast(), self.len) } {
-            tracing::error!(%error, "cannot unmap a BPF map");
+            tracing::error!(%error, "cannot unmap what is shared with the kernel");
         }
     }
 }

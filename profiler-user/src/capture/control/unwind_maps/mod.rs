@@ -19,7 +19,7 @@ use profiler_common::unwind::{
 };
 use zerocopy::IntoBytes as _;
 
-use self::memory::MapMemory;
+pub(in crate::capture) use self::memory::MapMemory;
 use self::rule_numbers::RuleNumbers;
 use self::runs::Runs;
 use crate::decode::Pid;

@@ -1,14 +1,16 @@
 //! [`Sample`](crate::decode)s to attributed samples: every address becomes a [`Location`], every
 //! sample gets its service and its span. Pure.
 
-use std::sync::Arc;
+mod span;
 
-use profiler_common::span::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decode::{Addr, Frame, Sample, SpanId, SpanRecord, TraceId, UserStack};
+use crate::decode::{Addr, Frame, Sample, UserStack};
 use crate::process::{Backing, ElfId, JitId, Process, ServiceIdentity, Unreadable};
+
+pub use span::{ChosenAttribute, SpanAttribute, SpanLabel, SpanPolicy, SpanScope, Unsampled};
 
 /// One frame of a stack, independent of the process that it was seen in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,7 +63,8 @@ pub enum Unresolved {
     UnsupportedRule,
     /// The unwind information is wrong: the caller would be further down the stack.
     BadStep,
-    /// The process had begun to run another program, and the stack was walked as the old one's.
+    /// The process had begun to run another program or library in its place, and the stack was walked
+    /// as the old one's.
     Stale,
 }
 
@@ -87,17 +90,6 @@ impl Unresolved {
     }
 }
 
-/// The span that a sample is charged to, as chosen by `--span-scope`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SpanLabel {
-    /// The trace.
-    pub trace_id: TraceId,
-    /// The local root span or the active span.
-    pub span_id: SpanId,
-    /// That span's name, where the process publishes it.
-    pub name: Option<Arc<str>>,
-}
-
 /// A sample that knows where it belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttributedSample {
@@ -113,18 +105,9 @@ pub struct AttributedSample {
     pub value: u64,
 }
 
-/// Which span of a trace a sample is charged to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SpanScope {
-    /// The first span of this process in the trace, as Grafana's own SDKs do.
-    LocalRoot,
-    /// The span that the thread works on.
-    Active,
-}
-
 /// Says where a sample belongs, by what was known of its process when it was taken.
 #[must_use]
-pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> AttributedSample {
+pub fn attribute(sample: &Sample, process: &Process, policy: &SpanPolicy) -> AttributedSample {
     let mut stack: Vec<Location> =
         right_frames(sample).iter().map(|&frame| location(frame, process)).collect();
     // Why a stack ends early is a frame itself: it shows where a reader looks.
@@ -139,7 +122,7 @@ pub fn attribute(sample: &Sample, process: &Process, scope: SpanScope) -> Attrib
         service,
         main_elf: process.main_elf,
         stack: stack.into(),
-        span: sample.span.as_ref().ok().map(|span| span_label(span, process, scope)),
+        span: sample.span.as_ref().ok().and_then(|span| policy.label(span, process)),
         value: sample.value,
     }
 }
@@ -202,43 +185,11 @@ pub fn location(frame: Frame, process: &Process) -> Location {
     }
 }
 
-/// The local root's id and name come as attributes, and are absent where the local root is the
-/// active span itself or the writer does not know them.
-fn span_label(span: &SpanRecord, process: &Process, scope: SpanScope) -> SpanLabel {
-    let attribute = |name: &str| {
-        let index = process.attribute_keys.iter().position(|key| **key == *name)?;
-        let (_, value) = span.attributes.iter().find(|(key, _)| usize::from(*key) == index)?;
-        Some(value)
-    };
-    let name = |key| attribute(key).filter(|name| !name.is_empty()).map(printable);
-    let root = attribute(LOCAL_ROOT_SPAN_ID_KEY).and_then(|hex| SpanId::from_hex(hex));
-    let (span_id, name) = match (scope, root) {
-        (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
-            (root, name(LOCAL_ROOT_SPAN_NAME_KEY))
-        }
-        _ => {
-            (span.span_id, span.label_name.as_ref().map(printable).or_else(|| name(SPAN_NAME_KEY)))
-        }
-    };
-    SpanLabel { trace_id: span.trace_id, span_id, name }
-}
-
-/// A name without control characters, which would break a line or a terminal further on.
-fn printable(name: &Arc<str>) -> Arc<str> {
-    if name.chars().any(char::is_control) {
-        name.replace(char::is_control, "\u{fffd}").into()
-    } else {
-        Arc::clone(name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::decode::{BootTime, CodeAddress, NoSpan, Pid, SampleKind, Tid};
     use crate::process::{Mapping, MappingSnapshot};
-
-    const KEYS: [&str; 3] = [LOCAL_ROOT_SPAN_ID_KEY, SPAN_NAME_KEY, LOCAL_ROOT_SPAN_NAME_KEY];
 
     fn process() -> Process {
         let mapping = |start, end, backing| Mapping { start, end, file_offset: 0x100, backing };
@@ -250,7 +201,6 @@ mod tests {
                 ],
                 false,
             )),
-            attribute_keys: KEYS.iter().map(|&key| Arc::from(key)).collect(),
             ..Process::not_read(Pid(1), None)
         }
     }
@@ -283,7 +233,7 @@ mod tests {
 
     #[track_caller]
     fn check_stack(sample: &Sample, process: &Process, expected: &[Location]) {
-        assert_eq!(&*attribute(sample, process, SpanScope::LocalRoot).stack, expected);
+        assert_eq!(&*attribute(sample, process, &SpanScope::LocalRoot.into()).stack, expected);
     }
 
     #[test]
@@ -355,56 +305,11 @@ mod tests {
     #[test]
     fn a_process_that_was_not_read_has_its_threads_name() {
         let service = |process: &Process| {
-            attribute(&sample(vec![]), process, SpanScope::Active).service.name.clone()
+            attribute(&sample(vec![]), process, &SpanScope::Active.into()).service.name.clone()
         };
         let unread = Process::not_read(Pid(1), Some(Unreadable::Gone));
         assert_eq!(service(&unread), "unknown_service:t");
         let read = Process { name: "exe".into(), ..unread };
         assert_eq!(service(&read), "unknown_service");
-    }
-
-    #[track_caller]
-    fn check_span(
-        scope: SpanScope,
-        attributes: &[(u8, &str)],
-        expected_id: [u8; 8],
-        expected_name: Option<&str>,
-    ) {
-        let mut sample = sample(vec![]);
-        sample.span = Ok(SpanRecord {
-            trace_id: TraceId([1; 16]),
-            span_id: SpanId([2; 8]),
-            label_name: None,
-            trace_flags: 1,
-            attributes: attributes.iter().map(|&(key, text)| (key, Arc::from(text))).collect(),
-        });
-        let label = attribute(&sample, &process(), scope).span.unwrap();
-        assert_eq!(label.trace_id, TraceId([1; 16]));
-        assert_eq!((label.span_id, label.name.as_deref()), (SpanId(expected_id), expected_name));
-    }
-
-    #[test]
-    fn a_sample_is_charged_to_the_span_that_the_scope_says() {
-        let child = [(0, "0303030303030303"), (1, "child"), (2, "root")];
-        check_span(SpanScope::LocalRoot, &child, [3; 8], Some("root"));
-        check_span(SpanScope::Active, &child, [2; 8], Some("child"));
-        let root = [(0, "0202020202020202"), (1, "root")];
-        check_span(SpanScope::LocalRoot, &root, [2; 8], Some("root"));
-        check_span(SpanScope::Active, &root, [2; 8], Some("root"));
-    }
-
-    #[test]
-    fn a_writer_that_tells_less_still_has_a_span() {
-        check_span(SpanScope::LocalRoot, &[], [2; 8], None);
-        check_span(SpanScope::LocalRoot, &[(1, "child")], [2; 8], Some("child"));
-        check_span(SpanScope::LocalRoot, &[(0, "0303030303030303"), (1, "child")], [3; 8], None);
-        check_span(
-            SpanScope::LocalRoot,
-            &[(0, "not hex digits!!"), (1, "child")],
-            [2; 8],
-            Some("child"),
-        );
-        check_span(SpanScope::Active, &[(1, "")], [2; 8], None);
-        check_span(SpanScope::Active, &[(1, "a\n\u{1b}b")], [2; 8], Some("a\u{fffd}\u{fffd}b"));
     }
 }
