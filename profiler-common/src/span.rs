@@ -23,6 +23,9 @@ pub const TP_OFFSET_KEY: &str = "span_marker.tp_offset";
 /// Record attribute: the local root span's id, 16 lower-case hex digits.
 pub const LOCAL_ROOT_SPAN_ID_KEY: &str = "local_root_span_id";
 
+/// Record attribute: the same, as writers of libdatadog call it.
+pub const DATADOG_LOCAL_ROOT_SPAN_ID_KEY: &str = "datadog.local_root_span_id";
+
 /// Record attribute: the active span's name.
 pub const SPAN_NAME_KEY: &str = "span_name";
 

@@ -219,9 +219,11 @@ mod tests {
         recorded.labelled(400);
         let books = &recorded.books;
         assert!(books.kernel("hook_refused") > 1000 && books.kernel("hook_no_room") > 100);
-        // User space hears of four places of it, however often it calls.
-        assert_eq!(books.kernel("hook_taken"), 44);
-        assert_eq!(books.process("slots_by_hook"), 44);
+        // Four places of it are kept, however often it calls. While user space has heard of one, two
+        // or three of them, it tells the kernel these, and there is room for the rest once more.
+        let taken = books.kernel("hook_taken");
+        assert!((44..=44 + 3 + 2 + 1).contains(&taken), "{taken}");
+        assert_eq!(books.process("slots_by_hook"), taken);
         assert_eq!(books.kernel("process_event_lost_ring_full"), 0);
     }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use profiler_common::span::{LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY};
+use profiler_common::span::{
+    DATADOG_LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_ID_KEY, LOCAL_ROOT_SPAN_NAME_KEY, SPAN_NAME_KEY,
+};
 
 use crate::decode::{SpanId, SpanRecord, TraceId};
 use crate::process::Process;
@@ -91,7 +93,9 @@ fn span_label(span: &SpanRecord, process: &Process, policy: &SpanPolicy) -> Span
         Some(value)
     };
     let text = |key: &str| attribute(key).filter(|text| !text.is_empty()).map(printable);
-    let root = attribute(LOCAL_ROOT_SPAN_ID_KEY).and_then(|hex| SpanId::from_hex(hex));
+    let root = attribute(LOCAL_ROOT_SPAN_ID_KEY)
+        .or_else(|| attribute(DATADOG_LOCAL_ROOT_SPAN_ID_KEY))
+        .and_then(|hex| SpanId::from_hex(hex));
     let (span_id, name) = match (policy.scope, root) {
         (SpanScope::LocalRoot, Some(root)) if root != span.span_id => {
             (root, text(LOCAL_ROOT_SPAN_NAME_KEY))
@@ -122,8 +126,13 @@ mod tests {
     use super::*;
     use crate::decode::Pid;
 
-    const KEYS: [&str; 4] =
-        [LOCAL_ROOT_SPAN_ID_KEY, SPAN_NAME_KEY, LOCAL_ROOT_SPAN_NAME_KEY, "http.route"];
+    const KEYS: [&str; 5] = [
+        LOCAL_ROOT_SPAN_ID_KEY,
+        SPAN_NAME_KEY,
+        LOCAL_ROOT_SPAN_NAME_KEY,
+        "http.route",
+        DATADOG_LOCAL_ROOT_SPAN_ID_KEY,
+    ];
 
     fn label(policy: &SpanPolicy, trace_flags: u8, attributes: &[(u8, &str)]) -> Option<SpanLabel> {
         let process = Process {
@@ -166,6 +175,7 @@ mod tests {
     fn a_writer_that_tells_less_still_has_a_span() {
         check_span(SpanScope::LocalRoot, &[], [2; 8], None);
         check_span(SpanScope::LocalRoot, &[(1, "child")], [2; 8], Some("child"));
+        check_span(SpanScope::LocalRoot, &[(4, "0303030303030303")], [3; 8], None);
         check_span(SpanScope::LocalRoot, &[(0, "0303030303030303"), (1, "child")], [3; 8], None);
         check_span(
             SpanScope::LocalRoot,
