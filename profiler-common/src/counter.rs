@@ -25,7 +25,7 @@ counters! {
     TICKS_FILTERED = 2 => "ticks_filtered",
     /// A sample is lost: the ring was full.
     LOST_RING_FULL = 3 => "lost_ring_full",
-    /// A sample is lost: there was no memory to build it in. Never seen.
+    /// A sample is lost: there was no memory to build it in, or no program to end it. Never seen.
     LOST_NO_SCRATCH = 4 => "lost_no_scratch",
     /// A process event is lost: its ring was full.
     EVENT_LOST_RING_FULL = 5 => "process_event_lost_ring_full",

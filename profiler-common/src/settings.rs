@@ -23,3 +23,8 @@ pub const HAS_TASK_PT_REGS: &str = "HAS_TASK_PT_REGS";
 pub const REUSE_STACKS: &str = "REUSE_STACKS";
 /// A value of [`REUSE_STACKS`].
 pub const REUSE_AND_CHECK: u32 = 2;
+
+/// Of the map `BOUNDED`, the index of the program that goes on with a walk.
+pub const BOUNDED_REST: u32 = 0;
+/// Of the map `BOUNDED`, the index of the program that ends a sample.
+pub const BOUNDED_END: u32 = 1;

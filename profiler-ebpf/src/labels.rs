@@ -70,7 +70,7 @@ pub(crate) fn read<const BOUNDED: bool>(
     };
     if BOUNDED {
         for index in 0..LABELS_MAX as u64 {
-            if index >= list || label_apart(scratch, index) != 0 {
+            if index >= list || label(scratch, index) != 0 {
                 break;
             }
         }
@@ -110,12 +110,6 @@ unsafe extern "C" fn next(index: u32, context: *mut Context<'_>) -> i64 {
     // SAFETY: the caller's pointer is valid while this runs.
     let context = unsafe { &mut *context };
     label(context.scratch, u64::from(index))
-}
-
-/// [`label`] with a stack of its own: that of the bounded program has no room for it (512 bytes).
-#[inline(never)]
-fn label_apart(scratch: &mut Scratch, index: u64) -> i64 {
-    label(scratch, index)
 }
 
 /// Copies a label, if it is of a span. Returns 0 to go on.

@@ -55,6 +55,13 @@ fn on_cpu_rest(ctx: PerfEventContext) -> u32 {
     0
 }
 
+/// What ends the samples that `on_cpu_bounded` begins.
+#[perf_event]
+fn on_cpu_end(ctx: PerfEventContext) -> u32 {
+    sample::end(&ctx);
+    0
+}
+
 /// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, in the
 /// task that got the new image.
 #[raw_tracepoint(tracepoint = "sched_process_exec")]

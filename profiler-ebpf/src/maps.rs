@@ -83,9 +83,10 @@ pub(crate) static UNKNOWN_CODE: LruHashMap<u32, u64> = LruHashMap::with_max_entr
 pub(crate) static REMEMBERED: PerCpuArray<Remembered> =
     PerCpuArray::with_max_entries(crate::reuse::THREADS, 0);
 
-/// At 0 the program that goes on with a walk, where the kernel has no `bpf_loop`.
+/// The other parts of the sampler where the kernel has no `bpf_loop`: at `BOUNDED_REST` what goes on
+/// with a walk, at `BOUNDED_END` what ends a sample.
 #[map]
-pub(crate) static REST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+pub(crate) static BOUNDED: ProgramArray = ProgramArray::with_max_entries(2, 0);
 
 /// See `profiler_common::counter`. Written here, read by user space.
 #[map]

@@ -19,9 +19,10 @@ use profiler_common::{
         FLAG_IN_KERNEL, FLAG_USER_LEAF_RETURNS, KERNEL_FRAMES_MAX, KIND_CPU, SAMPLE_LEN_MAX,
         SampleHeader, USER_FRAMES_MAX, USER_STACK_NO_REGISTERS,
     },
+    settings::{BOUNDED_END, BOUNDED_REST},
 };
 
-use crate::maps::{PERIOD_NS, REST, SAMPLES, SCRATCH, Scratch, TARGETS, TARGETS_ONLY, count};
+use crate::maps::{BOUNDED, PERIOD_NS, SAMPLES, SCRATCH, Scratch, TARGETS, TARGETS_ONLY, count};
 use crate::registers::{in_user_mode, user_registers};
 use crate::span::read_span;
 use crate::walk;
@@ -37,7 +38,7 @@ pub(crate) fn sample(ctx: &PerfEventContext) {
 }
 
 /// Takes one sample of the running task, as far as a bounded loop goes; deeper stacks are handed on
-/// to [`rest`].
+/// to [`rest`], and all to [`end`].
 #[inline(always)]
 pub(crate) fn sample_bounded(ctx: &PerfEventContext) {
     let Some(scratch) = begin::<true>(ctx) else { return };
@@ -47,9 +48,9 @@ pub(crate) fn sample_bounded(ctx: &PerfEventContext) {
     if walk::is_under_way(scratch) {
         // Returns if there is no such program: then the stack is cut here.
         // SAFETY: the program there is of this type.
-        unsafe { REST.tail_call(ctx, 0) };
+        unsafe { BOUNDED.tail_call(ctx, BOUNDED_REST) };
     }
-    finish::<true>(ctx, scratch);
+    hand_on_to_end(ctx);
 }
 
 /// Goes on with a walk that [`sample_bounded`] began on this CPU.
@@ -59,6 +60,25 @@ pub(crate) fn rest(ctx: &PerfEventContext) {
     // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
     let scratch = unsafe { &mut *scratch };
     walk::go_on::<true>(scratch, 0);
+    hand_on_to_end(ctx);
+}
+
+/// In a program of its own, because a verifier remembers each branch that it has not followed yet,
+/// up to 8192: a walk of 64 frames takes up most of them.
+#[inline(always)]
+fn hand_on_to_end(ctx: &PerfEventContext) {
+    // SAFETY: the program there is of this type.
+    unsafe { BOUNDED.tail_call(ctx, BOUNDED_END) };
+    // There is no such program. Never seen: it is loaded first.
+    count(counter::LOST_NO_SCRATCH);
+}
+
+/// Ends the sample that [`sample_bounded`] began on this CPU.
+#[inline(always)]
+pub(crate) fn end(ctx: &PerfEventContext) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else { return count(counter::LOST_NO_SCRATCH) };
+    // SAFETY: the element is this CPU's own, and perf-event programs do not nest.
+    let scratch = unsafe { &mut *scratch };
     finish::<true>(ctx, scratch);
 }
 

@@ -8,6 +8,8 @@ use aya::{
     util::KernelVersion,
 };
 
+use profiler_common::settings::{BOUNDED_END, BOUNDED_REST};
+
 use super::live::CaptureError;
 
 /// How stacks are walked.
@@ -15,15 +17,16 @@ use super::live::CaptureError;
 pub enum Sampler {
     /// `bpf_loop`: 128 frames in one program (Linux 5.17).
     Loop,
-    /// 64 frames a program, and one tail call.
+    /// 64 frames a program, and two tail calls at most.
     Bounded,
     /// Not at all: what a walk costs is measured against this.
     Floor,
 }
 
-/// What goes on with the walk of [`Sampler::Bounded`], and the map that it is found in.
-const REST: &str = "on_cpu_rest";
-const REST_MAP: &str = "REST";
+/// What goes on with the walk of [`Sampler::Bounded`] and what ends its samples, where each is in
+/// their map, and the map.
+const BOUNDED: [(&str, u32); 2] = [("on_cpu_end", BOUNDED_END), ("on_cpu_rest", BOUNDED_REST)];
+const BOUNDED_MAP: &str = "BOUNDED";
 
 impl Sampler {
     /// The one for this kernel.
@@ -51,15 +54,17 @@ impl Sampler {
     /// Has it verified.
     pub(super) fn load(self, ebpf: &mut Ebpf) -> Result<(), CaptureError> {
         if self == Self::Bounded {
-            let failed = |source| CaptureError::Program { name: REST, source };
-            let rest = program(ebpf, REST)?;
-            rest.load().map_err(failed)?;
-            let rest = rest.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
-            let rest = rest.map_err(failed)?;
-            let no_map = |source| CaptureError::NoSuchMap { name: REST_MAP, source };
-            let map = ebpf.map_mut(REST_MAP).ok_or(no_map(None))?;
-            let mut map = ProgramArray::try_from(map).map_err(|error| no_map(Some(error)))?;
-            map.set(0, &rest, 0).map_err(|error| no_map(Some(error)))?;
+            for (name, index) in BOUNDED {
+                let failed = |source| CaptureError::Program { name, source };
+                let part = program(ebpf, name)?;
+                part.load().map_err(failed)?;
+                let part = part.fd().and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
+                let part = part.map_err(failed)?;
+                let no_map = |source| CaptureError::NoSuchMap { name: BOUNDED_MAP, source };
+                let map = ebpf.map_mut(BOUNDED_MAP).ok_or(no_map(None))?;
+                let mut map = ProgramArray::try_from(map).map_err(|error| no_map(Some(error)))?;
+                map.set(index, &part, 0).map_err(|error| no_map(Some(error)))?;
+            }
         }
         let name = self.name();
         let program = self.program(ebpf)?;

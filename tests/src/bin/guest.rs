@@ -34,6 +34,9 @@ fn case(mode: &'static str, chain: &[&'static str]) -> Case {
     Case { name: mode, program: UNWIND, mode, chain: chain.to_vec() }
 }
 
+/// What the profiler says when the kernel has verified the sampler.
+const LOADED: &str = "the sampler is loaded";
+
 /// How much each uses while it is sampled, in hundredths of a second.
 const CPU_TICKS: u64 = 300;
 
@@ -108,6 +111,8 @@ fn run() -> Result<()> {
     let mut recording = spanprof.command(&options.collect::<Vec<_>>());
     recording.env("RUST_LOG", "info,profiler_user::capture=debug");
     let mut recording = Running::start(&mut recording)?;
+    // What it said before, if it never does.
+    recording.log(LOADED)?;
     recording.wait_until_sampling()?;
     recording.log(PROBED)?;
     known.end()?;
