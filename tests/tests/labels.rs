@@ -70,7 +70,7 @@ mod tests {
     }
 
     /// Profiles a process of each mode, all at the same time, each a service of its own.
-    fn profile(spanprof: &Spanprof, program: &Program) -> Outcome {
+    fn profile(spanprof: &Spanprof, program: &Program, options: &[&str]) -> Outcome {
         let start = |mode: &str| {
             let mut command = Command::new(program.path());
             Workload::start(command.arg(mode).env("OTEL_SERVICE_NAME", mode)).unwrap()
@@ -78,6 +78,7 @@ mod tests {
         let processes: Vec<_> = MODES.iter().map(|(mode, _)| start(mode)).collect();
         let pids: Vec<_> = processes.iter().map(|process| process.pid().to_string()).collect();
         let mut arguments = vec!["-F", "997", "-d", "4s", "-o", "p.json"];
+        arguments.extend(options);
         arguments.extend(pids.iter().flat_map(|pid| ["-p", pid]));
         let (_, books) = spanprof.record(&arguments).unwrap();
         // They go on until they are told, and end well: none was stopped.
@@ -140,25 +141,30 @@ mod tests {
 
     /// The program of `fixtures/labels.c` that these flags make of it.
     #[track_caller]
-    fn check(flags: &[&str]) {
+    fn check(flags: &[&str], options: &[&str]) {
         require!(Root);
         let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
-        profile(&spanprof, &Program::compile_with("labels", flags).unwrap()).is_right();
+        profile(&spanprof, &Program::compile_with("labels", flags).unwrap(), options).is_right();
     }
 
     #[test]
     fn a_slice_of_gos_runtime_is_read() {
-        check(&[r#"-DGO="go1.26.8""#]);
+        check(&[r#"-DGO="go1.26.8""#], &[]);
     }
 
     #[test]
     fn a_map_of_gos_runtime_before_1_24_is_read() {
-        check(&[r#"-DGO="go1.23.4""#, "-DGO_MAP"]);
+        check(&[r#"-DGO="go1.23.4""#, "-DGO_MAP"], &[]);
     }
 
     #[test]
     fn a_label_set_of_custom_labels_is_read() {
-        check(&["-rdynamic"]);
+        check(&["-rdynamic"], &[]);
+    }
+
+    #[test]
+    fn they_are_read_by_a_bounded_loop() {
+        check(&[r#"-DGO="go1.26.8""#], &["--bpf-sampler", "bounded"]);
     }
 
     #[test]
@@ -170,7 +176,7 @@ mod tests {
         ] {
             let spanprof = Spanprof::new(require!(Spanprof)).unwrap();
             let program = Program::compile_with("labels", flags).unwrap();
-            let Outcome { table, books } = profile(&spanprof, &program);
+            let Outcome { table, books } = profile(&spanprof, &program, &[]);
             assert!(table.spans.is_empty(), "{:?}", table.spans);
             assert_eq!(books.process(counter), 1, "{counter}: {books:?}");
         }
