@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::agent::{Agent, USUAL_HZ};
-use super::machine;
+use super::machine_line;
 use crate::build::release_binary;
 use crate::exec::ask;
 use crate::setup::{Tools, provide};
@@ -48,7 +48,7 @@ pub(crate) fn command() -> Result<()> {
         }
         rounds.push(round);
     }
-    println!("\n{}", machine(&load_before)?);
+    println!("\n{}; load average before: {load_before}.", machine_line()?);
     println!(
         "The service's requests a second; each difference is the mean of {ROUNDS} pairs ± its standard error.\n"
     );
