@@ -14,7 +14,7 @@ use crate::maps::{SPAN_SLOTS, TARGETS_ONLY, count};
 use crate::process::{current_tgid, is_target, send};
 
 /// A process can call it with anything, and as often as it likes: only what is kept of this process
-/// changes, and user space hears of each place once.
+/// changes: four places, of which user space hears when they are taken.
 #[inline(always)]
 pub(crate) fn span_slot(ctx: &ProbeContext) {
     let tgid = current_tgid();

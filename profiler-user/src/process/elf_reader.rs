@@ -9,7 +9,7 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use object::elf::{
     Dyn64, ELFCLASS64, ELFDATA2LSB, ELFDATA2MSB, ELFMAG, FileHeader64, NT_GNU_BUILD_ID, PF_X,
-    PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64,
+    PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_NOTE, ProgramHeader64, SectionHeader64,
 };
 use object::{NativeEndian, Pod};
 use profiler_common::span_note::{NOTE_NAME, NOTE_TYPE, SpanMarkerNote};
@@ -21,6 +21,8 @@ use super::BuildId;
 const PROGRAM_HEADERS_MAX: usize = 256;
 /// Linked files have about 30.
 const DYNAMIC_ENTRIES_MAX: usize = 1024;
+/// `-ffunction-sections` objects have 100,000s, linked files some 50.
+const SECTION_HEADERS_MAX: usize = 4096;
 /// A segment of notes is some hundred bytes, also in a Go or a Rust program.
 const NOTES_MAX: usize = 64 << 10;
 /// A build ID is 20 bytes (SHA-1); linkers let the user give any.
@@ -34,6 +36,7 @@ pub(super) const NATIVE: NativeEndian = NativeEndian;
 const NATIVE_DATA: u8 = if cfg!(target_endian = "little") { ELFDATA2LSB } else { ELFDATA2MSB };
 
 pub(super) type Header = FileHeader64<NativeEndian>;
+pub(super) type Section = SectionHeader64<NativeEndian>;
 pub(super) type Segment = ProgramHeader64<NativeEndian>;
 
 /// The headers of an ELF file of this machine's kind: 64 bits, native byte order.
@@ -137,6 +140,15 @@ impl<'a> ElfReader<'a> {
             let inside = offset < segment.p_filesz.get(NATIVE);
             inside.then(|| segment.p_offset.get(NATIVE).checked_add(offset))?
         })
+    }
+
+    /// The section headers, which nothing needs at run time: `sstrip` and some packers drop them.
+    pub(super) fn sections(&self) -> Option<Vec<Section>> {
+        if usize::from(self.header.e_shentsize.get(NATIVE)) != size_of::<Section>() {
+            return None;
+        }
+        let count = usize::from(self.header.e_shnum.get(NATIVE)).min(SECTION_HEADERS_MAX);
+        read_structs(self.file, self.header.e_shoff.get(NATIVE), count)
     }
 
     pub(super) fn segments_of(&self, kind: u32) -> impl Iterator<Item = &Segment> {

@@ -9,14 +9,12 @@
 use object::elf::{
     DF_1_PIE, DT_FLAGS_1, DT_HASH, DT_JMPREL, DT_PLTRELSZ, DT_RELA, DT_RELASZ, DT_STRTAB,
     DT_SYMTAB, EM_AARCH64, EM_X86_64, ET_EXEC, PT_TLS, Rela64, SHN_UNDEF, SHT_DYNSYM, SHT_SYMTAB,
-    STT_TLS, SectionHeader64, Sym64,
+    STT_TLS, Sym64,
 };
 use object::{NativeEndian, Pod, U32};
 
 use super::elf_reader::{Dynamic, ElfReader, NATIVE, read_some, read_structs};
 
-/// `-ffunction-sections` objects have 100,000s, linked files some 50.
-const SECTION_HEADERS_MAX: usize = 4096;
 /// Chromium exports some 100,000: these are 24 MB of symbols.
 const SYMBOLS_MAX: u64 = 1 << 20;
 /// Only of files that define a variable: as many as the symbols.
@@ -26,7 +24,6 @@ const CHUNK: usize = 2048;
 /// How many thread-local symbols are compared by name; libraries with many have some hundred.
 const TLS_SYMBOLS_MAX: usize = 4096;
 
-type Section = SectionHeader64<NativeEndian>;
 type Symbol = Sym64<NativeEndian>;
 type Relocation = Rela64<NativeEndian>;
 
@@ -191,14 +188,9 @@ impl ElfReader<'_> {
         names.iter().position(|name| bytes.get(..end) == Some(name.as_bytes()))
     }
 
-    /// The section headers, which nothing needs at run time: `sstrip` and some packers drop them.
+    /// The table of this kind, by the section headers.
     fn table_by_sections(&self, kind: u32) -> Option<SymbolTable> {
-        if usize::from(self.header.e_shentsize.get(NATIVE)) != size_of::<Section>() {
-            return None;
-        }
-        let count = usize::from(self.header.e_shnum.get(NATIVE)).min(SECTION_HEADERS_MAX);
-        let sections: Vec<Section> =
-            read_structs(self.file, self.header.e_shoff.get(NATIVE), count)?;
+        let sections = self.sections()?;
         let symbols = sections.iter().find(|section| section.sh_type.get(NATIVE) == kind)?;
         let names = sections.get(usize::try_from(symbols.sh_link.get(NATIVE)).ok()?)?;
         let size = u64::try_from(size_of::<Symbol>()).ok()?;

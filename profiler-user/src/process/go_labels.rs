@@ -6,11 +6,10 @@
 
 #![cfg_attr(not(test), deny(clippy::indexing_slicing, clippy::arithmetic_side_effects))]
 
-use object::NativeEndian;
-use object::elf::{EM_X86_64, PF_X, PT_LOAD, PT_TLS, SectionHeader64};
+use object::elf::{EM_X86_64, PF_X, PT_LOAD, PT_TLS};
 use profiler_common::span::{GoLayout, SLOT_GO, SpanSlot};
 
-use super::elf_reader::{ElfReader, NATIVE, Segment, read_some, read_structs};
+use super::elf_reader::{ElfReader, NATIVE, Section, Segment, read_some};
 
 /// What a file says of goroutines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +24,6 @@ pub(super) enum GoLabels {
     PlaceUnknown,
 }
 
-/// Linked files have some 50.
-const SECTIONS_MAX: usize = 4096;
 /// Names of sections are some hundred bytes in all.
 const SECTION_NAMES_MAX: usize = 64 << 10;
 /// What the section with the version begins with.
@@ -43,8 +40,6 @@ const CODE_MAX: u64 = 16 << 20;
 const CODE_CHUNK: usize = 256 << 10;
 /// The size of a symbol, the unit of what reading a file costs.
 const SYMBOL: u64 = 24;
-
-type Section = SectionHeader64<NativeEndian>;
 
 /// What a program says of its goroutines' labels. Adds to `cost` what was read of its code.
 pub(super) fn go_labels(elf: &ElfReader<'_>, cost: &mut u64) -> GoLabels {
@@ -168,11 +163,7 @@ fn offset_in(code: &[u8]) -> Option<i64> {
 }
 
 fn section(elf: &ElfReader<'_>, name: &[u8]) -> Option<Section> {
-    if usize::from(elf.header.e_shentsize.get(NATIVE)) != size_of::<Section>() {
-        return None;
-    }
-    let count = usize::from(elf.header.e_shnum.get(NATIVE)).min(SECTIONS_MAX);
-    let sections: Vec<Section> = read_structs(elf.file, elf.header.e_shoff.get(NATIVE), count)?;
+    let sections = elf.sections()?;
     let names = sections.get(usize::from(elf.header.e_shstrndx.get(NATIVE)))?;
     let len = usize::try_from(names.sh_size.get(NATIVE)).ok()?.min(SECTION_NAMES_MAX);
     let mut text = vec![0; len];
