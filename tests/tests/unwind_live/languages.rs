@@ -74,8 +74,8 @@ fn exceptions_of_cpp() {
 ///
 /// When it has found where to go on, it writes the registers of that place over those that it saved
 /// in its own frame: a few instructions on, up to its jump, its frame's description leads to where
-/// the program goes, not to where it came from. No rule knows that, and there are no more than a
-/// few of these.
+/// the program goes, not to where it came from. No rule knows that. How many of these there are
+/// depends on the processor: 0.6 to 2.5 % were seen.
 #[track_caller]
 fn check_unwinding(profile: &Profile, is_right: impl Fn(&Walk) -> bool) {
     let is_unwinder =
@@ -86,7 +86,7 @@ fn check_unwinding(profile: &Profile, is_right: impl Fn(&Walk) -> bool) {
         inner <= 2 && outer.is_some_and(|name| name.starts_with("_Unwind_R"))
     };
     let jumping = profile.count(|walk| !is_right(walk) && jumps(walk));
-    assert!(jumping * 100 <= 2 * profile.walks.len(), "{jumping} of {}", profile.walks.len());
+    assert!(jumping * 100 <= 5 * profile.walks.len(), "{jumping} of {}", profile.walks.len());
     profile.all(|walk| is_right(walk) || jumps(walk));
     profile.least(50, |walk| walk.user.iter().any(is_unwinder));
 }
