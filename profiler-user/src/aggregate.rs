@@ -68,6 +68,33 @@ impl Group {
     pub fn samples(&self) -> u64 {
         self.rows.iter().map(|row| row.samples).sum()
     }
+
+    /// Adds what another group holds: both turned out to be of the same service.
+    pub fn merge(&mut self, other: Self) {
+        let Self { service: _, main_elf, stacks, spans, rows } = other;
+        let stacks: Vec<usize> =
+            stacks.into_iter().map(|stack| self.stacks.insert_full(stack).0).collect();
+        let spans: Vec<usize> =
+            spans.into_iter().map(|span| self.spans.insert_full(span).0).collect();
+        self.main_elf = self.main_elf.or(main_elf);
+        let moved = rows.into_iter().filter_map(|row| {
+            let span = match row.span {
+                Some(span) => Some(*spans.get(span)?),
+                None => None,
+            };
+            Some(Row { stack: *stacks.get(row.stack)?, span, ..row })
+        });
+        let mut all: BTreeMap<(usize, Option<usize>), Row> = BTreeMap::new();
+        for row in std::mem::take(&mut self.rows).into_iter().chain(moved) {
+            all.entry((row.stack, row.span))
+                .and_modify(|sum| {
+                    sum.samples = sum.samples.saturating_add(row.samples);
+                    sum.cpu_ns = sum.cpu_ns.saturating_add(row.cpu_ns);
+                })
+                .or_insert(row);
+        }
+        self.rows = all.into_values().collect();
+    }
 }
 
 /// How much one window holds, and how much of it one service may take: a process that makes up stacks

@@ -239,6 +239,18 @@ pub enum TraceIdLabel {
     Off,
 }
 
+/// Whether this is a node of a cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Kubernetes {
+    /// If KUBERNETES_SERVICE_HOST is set, as it is in every pod
+    #[default]
+    Auto,
+    /// Yes
+    On,
+    /// No
+    Off,
+}
+
 /// `spanprof run`.
 #[derive(Args, Debug)]
 pub struct Run {
@@ -273,6 +285,12 @@ pub struct Run {
     /// The `host` label; the host's name if not given
     #[arg(long, value_name = "NAME", env = "SPANPROF_HOST")]
     pub host: Option<String>,
+    /// Whether to ask the API server of the cluster for the pods of this node
+    #[arg(long, value_enum, default_value_t, env = "SPANPROF_KUBERNETES")]
+    pub kubernetes: Kubernetes,
+    /// The name of this node in the cluster (spec.nodeName); required to ask for its pods
+    #[arg(long, value_name = "NAME", env = "SPANPROF_NODE_NAME")]
+    pub node_name: Option<String>,
     /// The X-Scope-OrgID of a server with tenants
     #[arg(long, value_name = "TENANT", env = "SPANPROF_TENANT")]
     pub tenant: Option<String>,

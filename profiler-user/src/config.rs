@@ -71,6 +71,9 @@ pub enum ConfigError {
     /// Not a header. What was typed is not repeated: it may be a secret.
     #[error("--header must be NAME: VALUE")]
     Header,
+    /// The host's name is not the node's, in a pod least of all.
+    #[error("--kubernetes on: the node's name is missing (--node-name, spec.nodeName of the pod)")]
+    NodeName,
     /// No such process.
     #[error("there is no process {}", pid.0)]
     NoSuchProcess {
@@ -220,6 +223,8 @@ pub struct RunConfig {
     pub span_names: Option<usize>,
     /// The `host` label.
     pub host: String,
+    /// The `node` label, and whose pods to ask for; unset outside of clusters.
+    pub node: Option<String>,
     /// Where profiles go.
     pub pyroscope: PyroscopeConfig,
     /// Where the counters go.
@@ -269,10 +274,25 @@ impl RunConfig {
             inline: typed.inline,
             span_names: typed.span_name.then_some(typed.span_name_max),
             host: typed.host.unwrap_or(host),
+            node: node(typed.kubernetes, typed.node_name)?,
             pyroscope,
             stats: typed.stats,
         })
     }
+}
+
+/// The name of this node, where pods are to be asked for.
+fn node(kubernetes: cli::Kubernetes, name: Option<String>) -> Result<Option<String>, ConfigError> {
+    let in_cluster = match kubernetes {
+        cli::Kubernetes::Auto => std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        cli::Kubernetes::On => true,
+        cli::Kubernetes::Off => false,
+    };
+    let name = name.filter(|name| !name.is_empty() && in_cluster);
+    if name.is_none() && kubernetes == cli::Kubernetes::On {
+        return Err(ConfigError::NodeName);
+    }
+    Ok(name)
 }
 
 fn header(typed: &str) -> Result<(String, Secret), ConfigError> {

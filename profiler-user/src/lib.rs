@@ -13,6 +13,8 @@ pub mod stats;
 
 pub mod decode;
 pub mod clock;
+pub mod container;
+pub mod pods;
 pub mod process;
 pub mod unwind;
 pub mod capture;

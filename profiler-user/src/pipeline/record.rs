@@ -119,6 +119,7 @@ pub async fn record(
             unwind_memory_max: config.unwind_memory_max,
             hook_probe: config.hook_probe,
         },
+        origins: false,
         spans: config.outputs.spans.clone(),
         window: None,
         recorder,

@@ -18,7 +18,9 @@ use super::collect::Collected;
 use super::coverage::Coverage;
 use super::outputs;
 use super::own_cost::OwnCost;
+use super::place::{Placed, Placer};
 use super::running::{Running, StartConfig, StartError, join};
+use super::series::{Labels, Place};
 use super::unwinding::UnwindStats;
 use crate::aggregate::{Group, Window};
 use crate::capture::{Counters, HookStats};
@@ -26,10 +28,11 @@ use crate::config::RunConfig;
 use crate::encode::{
     AdmittedValues, EncodeOptions, Encoded, cap_attributes, encode, split_by_span_name,
 };
+use crate::export::Profile;
 use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
-use crate::export::{Labels, Profile};
-use crate::process::{ElfRegistry, ServiceIdentity, TableStats};
+use crate::pods::Pods;
+use crate::process::{ElfRegistry, TableStats};
 use crate::stats::{Count, Stats};
 use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
 
@@ -77,6 +80,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     let start = StartConfig {
         capture: config.capture.clone(),
         spans: config.spans.clone(),
+        origins: true,
         window: Some(config.window),
         recorder: None,
     };
@@ -88,7 +92,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         window_budget: config.window / 2,
         ..SymbolizerConfig::new(config.inline)
     };
+    if config.node.is_none() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+        tracing::warn!("pods are not asked for: --kubernetes is off, or there is no --node-name");
+    }
+    let place = Place { host: config.host.clone(), node: config.node.clone() };
+    let pods = config.node.as_deref().map(Pods::watch_in_cluster);
     let finisher = Finisher {
+        placer: Placer::new(place, pods.clone()),
+        pods,
         symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
         span_names: config.span_names.map(AdmittedValues::new),
         attributes: HashMap::new(),
@@ -150,6 +161,9 @@ struct Finisher {
     /// And the values of each of their attributes.
     attributes: HashMap<Arc<str>, AdmittedValues>,
     coverage: Coverage,
+    placer: Placer,
+    /// The pods of this node, in a cluster.
+    pods: Option<Pods>,
     /// It is time to end: names have to come soon or not at all.
     stopping: Arc<AtomicBool>,
 }
@@ -163,10 +177,13 @@ impl Finisher {
             if self.stopping.load(Ordering::Relaxed) {
                 self.symbolizer.set_window_budget(LAST_NAMES);
             }
-            self.finish(&window);
+            let samples = window.samples();
+            for placed in self.placer.place(window).into_iter().flatten() {
+                self.finish(&placed);
+            }
             match self.books() {
                 Ok(books) => {
-                    tracing::info!(samples = window.samples(), "window: {books}");
+                    tracing::info!(samples, "window: {books}");
                     if let Err(error) = self.write_stats(&books) {
                         tracing::warn!(%error, "cannot write the counters");
                     }
@@ -174,13 +191,16 @@ impl Finisher {
                 Err(error) => tracing::warn!(%error, "cannot read the kernel's counters"),
             }
         }
+        if let Some(placed) = self.placer.flush() {
+            self.finish(&placed);
+        }
         self
     }
 
-    fn finish(&mut self, window: &Window) {
+    fn finish(&mut self, Placed { window, labels }: &Placed) {
         let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
         self.coverage.add(window);
-        for group in &window.groups {
+        for (group, labels) in window.groups.iter().zip(labels) {
             let mut group = group.clone();
             cap_attributes(&mut group, self.config.span_attribute_values, &mut self.attributes);
             let parts = match &mut self.span_names {
@@ -188,19 +208,21 @@ impl Finisher {
                 None => vec![(None, group)],
             };
             for (name, group) in parts {
-                self.push(window, &group, name.as_deref(), &names);
+                let mut labels = labels.clone();
+                labels.extend(name.map(|name| ("span_name".to_owned(), name.to_string())));
+                self.push(window, &group, labels, &names);
             }
         }
     }
 
-    fn push(&self, window: &Window, group: &Group, span_name: Option<&str>, names: &Names) {
+    fn push(&self, window: &Window, group: &Group, labels: Labels, names: &Names) {
         let options = EncodeOptions::pyroscope(self.exporter.takes_trace_id());
         let Encoded { parts, zero_value_samples } = encode(window, group, names, &options);
         self.stats.add(Count::LostZeroValue, zero_value_samples);
         for part in parts {
             self.stats.add(Count::SamplesEncoded, part.samples);
             self.exporter.try_push(Profile {
-                labels: labels(&group.service, &self.config.host, span_name),
+                labels: labels.clone().into_iter().collect(),
                 samples: part.samples,
                 start_unix_ns: window.start_unix_ns,
                 duration_ns: window.duration_ns,
@@ -214,6 +236,8 @@ impl Finisher {
         let symbolize: SymbolizeStats = self.symbolizer.stats();
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("services", &self.coverage)
+            .with("containers", &self.placer.stats())
+            .with("pods", &self.pods.as_ref().map(Pods::stats).unwrap_or_default())
             .with("process", &self.process)
             .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)
@@ -228,12 +252,4 @@ impl Finisher {
             None => Ok(()),
         }
     }
-}
-
-/// A series: every distinct set of these is one on the server.
-fn labels(service: &ServiceIdentity, host: &str, span_name: Option<&str>) -> Labels {
-    let mut labels = vec![("__name__", "process_cpu"), ("host", host)];
-    labels.extend(service.labels());
-    labels.extend(span_name.map(|name| ("span_name", name)));
-    labels.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }

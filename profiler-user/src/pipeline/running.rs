@@ -44,6 +44,8 @@ pub struct StartConfig {
     pub capture: CaptureConfig,
     /// Which span a sample is charged to.
     pub spans: SpanPolicy,
+    /// Whether services are told apart by where their processes run.
+    pub origins: bool,
     /// How long a window is; `None`: one window of everything.
     pub window: Option<Duration>,
     /// Where what came from the kernel is stored.
@@ -73,7 +75,7 @@ impl Running {
     ///
     /// The kernel refuses, or there is no thread or descriptor left.
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
-        let StartConfig { capture: wanted, spans, window, recorder } = config;
+        let StartConfig { capture: wanted, spans, origins, window, recorder } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
         let Started { capture, mut control, unwind_maps, hooks, counters, since } =
             Capture::start(&wanted, Arc::clone(stats))?;
@@ -85,7 +87,8 @@ impl Running {
                 control.add_target(pid).map_err(CaptureError::from)?;
             }
         }
-        let table = ProcessTable::scan(proc, TableLimits::default(), boot_now())
+        let limits = TableLimits { origins, ..TableLimits::default() };
+        let table = ProcessTable::scan(proc, limits, boot_now())
             .map_err(StartError::Processes)?
             .with_clock(boot_now);
         let elfs = table.elfs().clone();

@@ -51,7 +51,7 @@ pub use hook_files::HookFact;
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;
-pub use service::ServiceIdentity;
+pub use service::{NamedBy, Origin, ServiceIdentity, said};
 pub use snapshot::{Backing, Mapping, MappingSnapshot};
 pub use span_slot::{FoundSlot, SlotSource, span_note_of_file, span_slot_of_file};
 pub use table::{ControlFact, MappingsFact, ProcessTable, TableLimits};

@@ -12,6 +12,8 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags, openat, readlinkat, s
 use super::maps;
 use crate::decode::Pid;
 
+/// How much of the list of a process's control groups is read.
+const CGROUP_MAX: u64 = 64 << 10;
 /// How much of a process's environment is read.
 const ENVIRONMENT_MAX: u64 = 128 << 10;
 
@@ -164,6 +166,13 @@ impl ProcessDir {
     pub(super) fn environment(&self) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.read("environ", ENVIRONMENT_MAX, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The control groups that the process is in.
+    pub(super) fn cgroup(&self) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        self.read("cgroup", CGROUP_MAX, &mut bytes)?;
         Ok(bytes)
     }
 

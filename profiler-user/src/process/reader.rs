@@ -14,9 +14,10 @@ use super::process_context::{ContextError, ProcessContext};
 use super::span_files::{SpanFileFinder, SpanFiles};
 use super::span_slot::{FoundSlots, find_slots};
 use super::{
-    Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, PerfMapRegistry, Process,
-    ServiceIdentity, TableStats, Unreadable,
+    Backing, ElfId, ElfRegistry, Mapping, MappingSnapshot, NamedBy, Origin, PerfMapRegistry,
+    Process, ServiceIdentity, TableStats, Unreadable,
 };
+use crate::container::Cgroup;
 use crate::decode::{BootTime, FileNumber, Pid};
 
 /// What the last read of a process found, to find out cheaply whether anything changed.
@@ -42,6 +43,8 @@ struct Identity {
     name: Arc<str>,
     main_elf: Option<ElfId>,
     told: Option<Arc<ServiceIdentity>>,
+    /// What its control groups say, if that is to be read.
+    cgroup: Option<Cgroup>,
 }
 
 /// What a read found.
@@ -78,6 +81,8 @@ pub(super) struct Reader {
     pub(super) elfs: ElfRegistry,
     pub(super) perf_maps: PerfMapRegistry,
     span_files: SpanFileFinder,
+    /// Processes are told apart by where they run.
+    reads_origins: bool,
     hasher: RandomState,
     text: Vec<u8>,
     /// How many bytes of mappings were read so far.
@@ -86,12 +91,13 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(proc: Proc, elfs: ElfRegistry) -> Self {
+    pub(super) fn new(proc: Proc, elfs: ElfRegistry, reads_origins: bool) -> Self {
         Self {
             proc,
             elfs,
             perf_maps: PerfMapRegistry::default(),
             span_files: SpanFileFinder::default(),
+            reads_origins,
             // Keyed at random: nobody can make two texts that look the same.
             hasher: RandomState::new(),
             text: Vec::new(),
@@ -205,7 +211,7 @@ impl Reader {
             contexts: Vec::new(),
             context: None,
             span_files: None,
-            identity: Identity { name, main_elf: None, told: None },
+            identity: Identity { name, main_elf: None, told: None, cgroup: None },
         };
         Looked { process: Arc::new(process), facts, slots: FoundSlots::default() }
     }
@@ -292,6 +298,13 @@ impl Reader {
             name: name.into(),
             main_elf: self.elfs.main_executable(dir, path),
             told: ServiceIdentity::of_environment(&environment).map(Arc::new),
+            cgroup: self.reads_origins.then(|| {
+                let text = dir.cgroup().unwrap_or_else(|_| {
+                    stats.cgroup_unreadable += 1;
+                    Vec::new()
+                });
+                Cgroup::parse(&text)
+            }),
         }
     }
 }
@@ -308,11 +321,16 @@ fn is_vsyscall(mapping: &Mapping) -> bool {
 }
 
 fn service(context: Option<&ProcessContext>, identity: &Identity) -> Arc<ServiceIdentity> {
-    if let Some(said) = context.and_then(ServiceIdentity::of_context) {
-        return Arc::new(said);
-    }
-    let told = identity.told.as_ref().map(Arc::clone);
-    told.unwrap_or_else(|| Arc::new(ServiceIdentity::unknown(&identity.name)))
+    let said = context.and_then(ServiceIdentity::of_context).map(Arc::new);
+    let told = || identity.told.as_ref().map(Arc::clone);
+    let (named_by, service) = match (said, told()) {
+        (Some(said), _) => (NamedBy::Context, said),
+        (None, Some(told)) => (NamedBy::Environment, told),
+        (None, None) => (NamedBy::Executable, Arc::new(ServiceIdentity::unknown(&identity.name))),
+    };
+    let Some(Cgroup { container, unit }) = &identity.cgroup else { return service };
+    let origin = Origin { named_by, container: container.clone(), unit: unit.clone() };
+    Arc::new(ServiceIdentity { origin: Some(Arc::new(origin)), ..Arc::unwrap_or_clone(service) })
 }
 
 /// The first mapping that holds a context counts. One that was being written each time it was

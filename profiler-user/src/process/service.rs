@@ -1,8 +1,11 @@
 //! Which service a process belongs to.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::process_context::ProcessContext;
+use crate::container::Container;
 
 /// The most bytes of a name; servers take 2048.
 const NAME_MAX: usize = 256;
@@ -27,6 +30,31 @@ pub struct ServiceIdentity {
     /// OpenTelemetry's `service.version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Where it runs and who named it, if that was to be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Arc<Origin>>,
+}
+
+/// Where a service's process runs, and who named the service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// Who named it.
+    pub named_by: NamedBy,
+    /// The container.
+    pub container: Option<Container>,
+    /// The systemd unit of a process in no container.
+    pub unit: Option<String>,
+}
+
+/// Who named a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NamedBy {
+    /// The process, in its process context (OTEP 4719).
+    Context,
+    /// The process's environment: `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`.
+    Environment,
+    /// Nobody: it is called after its executable.
+    Executable,
 }
 
 impl ServiceIdentity {
@@ -39,7 +67,7 @@ impl ServiceIdentity {
     /// Only a name, which is not empty.
     #[must_use]
     pub fn named(name: impl Into<String>) -> Self {
-        Self { name: name.into(), namespace: None, environment: None, version: None }
+        Self { name: name.into(), namespace: None, environment: None, version: None, origin: None }
     }
 
     /// A process that does not say: by the file name of its executable.
@@ -72,6 +100,7 @@ impl ServiceIdentity {
             namespace: attribute(&context.service_namespace),
             environment: attribute(&context.deployment_environment),
             version: attribute(&context.service_version),
+            origin: None,
         })
     }
 
@@ -89,12 +118,14 @@ impl ServiceIdentity {
             namespace: kept("service.namespace"),
             environment: kept(environment).or_else(|| kept(former)),
             version: kept("service.version"),
+            origin: None,
         })
     }
 }
 
 /// A name that means something.
-fn said(name: &str) -> Option<String> {
+#[must_use]
+pub fn said(name: &str) -> Option<String> {
     sanitized(name).filter(|name| !name.starts_with(UNKNOWN))
 }
 

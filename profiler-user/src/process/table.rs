@@ -55,6 +55,8 @@ pub struct TableLimits {
     pub rescan_every_ns: u64,
     /// How many processes of such a rescan are looked at in one tick.
     pub rescan_per_tick: usize,
+    /// Whether services are told apart by where their processes run: [`super::Origin`].
+    pub origins: bool,
     /// What bounds the ELF files.
     pub elfs: ElfLimits,
 }
@@ -68,6 +70,7 @@ impl Default for TableLimits {
             reads_per_second: 1000,
             rescan_every_ns: 10 * SECOND,
             rescan_per_tick: 64,
+            origins: false,
             elfs: ElfLimits::default(),
         }
     }
@@ -150,7 +153,7 @@ impl ProcessTable {
     pub fn new(proc: Proc, limits: TableLimits, now: BootTime) -> Self {
         let elfs = ElfRegistry::new(limits.elfs);
         Self {
-            reader: Reader::new(proc, elfs),
+            reader: Reader::new(proc, elfs, limits.origins),
             now,
             clock: None,
             code_mappings_lost_at: BootTime(0),

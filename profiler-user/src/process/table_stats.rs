@@ -43,6 +43,8 @@ pub struct TableStats {
     pub maps_truncated: u64,
     /// Processes whose environment could not be read.
     pub environment_unreadable: u64,
+    /// Processes whose control groups could not be read.
+    pub cgroup_unreadable: u64,
     /// Slots that a process context named.
     pub slots_by_context: u64,
     /// Slots that span-marker's note led to, and no context named.

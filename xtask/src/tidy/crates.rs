@@ -13,7 +13,7 @@ struct Rule {
     invariant: &'static str,
 }
 
-const RULES: [Rule; 4] = [
+const RULES: [Rule; 5] = [
     Rule {
         names: &["aya", "aya_log", "aya_obj"],
         places: &["capture"],
@@ -33,6 +33,11 @@ const RULES: [Rule; 4] = [
         names: &["reqwest", "TcpStream::connect", "TcpSocket", "UdpSocket"],
         places: &["export"],
         invariant: "only export opens client sockets",
+    },
+    Rule {
+        names: &["kube", "k8s_openapi"],
+        places: &["pods"],
+        invariant: "only pods asks the API server",
     },
 ];
 

@@ -7,10 +7,12 @@ const USER: &str = "profiler-user/src";
 
 /// The pipeline from left to right. Whatever is not here (the command line, what wires the stages)
 /// stands to the right of all of them.
-const ORDER: [&str; 13] = [
+const ORDER: [&str; 15] = [
     "stats",
     "decode",
     "clock",
+    "container",
+    "pods",
     "process",
     "unwind",
     "capture",
@@ -23,7 +25,7 @@ const ORDER: [&str; 13] = [
     "serve",
 ];
 
-const PURE: [&str; 5] = ["decode", "attribute", "aggregate", "encode", "unwind"];
+const PURE: [&str; 6] = ["decode", "container", "attribute", "aggregate", "encode", "unwind"];
 
 /// What reaches out of a program.
 const WORLD: [&str; 10] = [
@@ -42,8 +44,7 @@ const WORLD: [&str; 10] = [
 const LEFT: &str = "a stage imports only from stages to its left";
 const BACK: &str =
     "in capture, only control takes facts from process and unwind: the one arrow back";
-const NO_WORLD: &str =
-    "decode, attribute, aggregate, encode and unwind touch no file, clock, socket or log";
+const NO_WORLD: &str = "decode, container, attribute, aggregate, encode and unwind touch no file, clock, socket or log";
 
 pub(super) fn check(source: &Source) -> Vec<Violation> {
     let Some(path) = source.below(USER) else { return Vec::new() };

@@ -1,0 +1,270 @@
+//! Groups of samples to series: asks which pods the containers are, and waits for an answer.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::series::{Labels, Place, disagrees, labels};
+use crate::aggregate::{Group, Window};
+use crate::pods::{Found, PodContainer, Pods};
+use crate::process::ServiceIdentity;
+
+/// A window whose groups are series.
+#[derive(Debug)]
+pub struct Placed {
+    /// A group for each series.
+    pub window: Window,
+    /// The labels of each group, in the same order.
+    pub labels: Vec<Labels>,
+}
+
+/// Samples by what was known of their containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PlacedStats {
+    /// Their pod was known at the end of their window.
+    pub pod_known: u64,
+    /// Their pod became known while they waited for it, a window at most.
+    pub pod_late: u64,
+    /// Their container is no pod's, as far as the API server has said: they have its id.
+    pub pod_unknown: u64,
+    /// Of these, their path named another pod than the container's: it was made up.
+    pub pod_contradicted: u64,
+    /// Their service calls itself something else than Kubernetes does.
+    pub service_name_differs: u64,
+}
+
+/// Places windows.
+#[derive(Debug)]
+pub struct Placer {
+    place: Place,
+    /// Unset outside of clusters.
+    pods: Option<Pods>,
+    /// Groups whose container was not known when their window ended.
+    waiting: Option<Window>,
+    stats: PlacedStats,
+}
+
+/// What is known of a group's container.
+enum Asked {
+    Placed(Option<Arc<PodContainer>>),
+    NotYet,
+}
+
+impl Placer {
+    /// Places what runs here.
+    #[must_use]
+    pub fn new(place: Place, pods: Option<Pods>) -> Self {
+        Self { place, pods, waiting: None, stats: PlacedStats::default() }
+    }
+
+    /// What was placed so far.
+    #[must_use]
+    pub fn stats(&self) -> PlacedStats {
+        self.stats
+    }
+
+    /// Samples that wait.
+    #[must_use]
+    pub fn waiting(&self) -> u64 {
+        self.waiting.as_ref().map_or(0, Window::samples)
+    }
+
+    /// Places what waited, then a window. Groups whose container is not known wait until the next
+    /// one: a container that has just started.
+    #[must_use]
+    pub fn place(&mut self, mut window: Window) -> [Option<Placed>; 2] {
+        let before = self.flush();
+        let (wait, now): (Vec<Group>, Vec<Group>) = std::mem::take(&mut window.groups)
+            .into_iter()
+            .partition(|group| matches!(self.ask(group), Asked::NotYet));
+        if !wait.is_empty() {
+            self.waiting = Some(Window { groups: wait, ..window.clone() });
+        }
+        window.groups = now;
+        let placed = self.placed(window, false);
+        [before, Some(placed)]
+    }
+
+    /// Places what waits, whatever is known of it.
+    #[must_use]
+    pub fn flush(&mut self) -> Option<Placed> {
+        let window = self.waiting.take()?;
+        Some(self.placed(window, true))
+    }
+
+    fn ask(&self, group: &Group) -> Asked {
+        let origin = group.service.origin.as_deref();
+        let container = origin.and_then(|origin| origin.container.as_ref());
+        let (Some(pods), Some(container)) = (&self.pods, container) else {
+            return Asked::Placed(None);
+        };
+        match pods.find(container) {
+            Found::Known(pod) => Asked::Placed(Some(pod)),
+            Found::Unknown | Found::OtherPod => Asked::NotYet,
+        }
+    }
+
+    fn placed(&mut self, mut window: Window, waited: bool) -> Placed {
+        // Two programs of a container can be one series. The server takes a second profile of a
+        // series at the same time for the first one, so there is to be one.
+        let mut series: BTreeMap<Labels, Group> = BTreeMap::new();
+        for mut group in std::mem::take(&mut window.groups) {
+            let pod = match self.ask(&group) {
+                Asked::Placed(pod) => pod,
+                Asked::NotYet => None,
+            };
+            self.count(&group, pod.as_deref(), waited);
+            let labels = labels(&group.service, pod.as_deref(), &self.place);
+            let name = labels.get("service_name").cloned().unwrap_or_default();
+            group.service = Arc::new(ServiceIdentity {
+                name,
+                origin: None,
+                ..ServiceIdentity::clone(&group.service)
+            });
+            match series.get_mut(&labels) {
+                Some(there) => there.merge(group),
+                None => drop(series.insert(labels, group)),
+            }
+        }
+        let (labels, groups) = series.into_iter().unzip();
+        window.groups = groups;
+        Placed { window, labels }
+    }
+
+    fn count(&mut self, group: &Group, pod: Option<&PodContainer>, waited: bool) {
+        let origin = group.service.origin.as_deref();
+        let container = origin.and_then(|origin| origin.container.as_ref());
+        let (Some(pods), Some(container)) = (&self.pods, container) else { return };
+        let samples = group.samples();
+        let stats = &mut self.stats;
+        let counted = match (pod, waited) {
+            (Some(_), false) => &mut stats.pod_known,
+            (Some(_), true) => &mut stats.pod_late,
+            (None, _) => &mut stats.pod_unknown,
+        };
+        *counted = counted.saturating_add(samples);
+        match pod {
+            Some(pod) if disagrees(&group.service, pod) => {
+                stats.service_name_differs = stats.service_name_differs.saturating_add(samples);
+            }
+            None if pods.find(container) == Found::OtherPod => {
+                stats.pod_contradicted = stats.pod_contradicted.saturating_add(samples);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregate::Aggregator;
+    use crate::attribute::{AttributedSample, Location};
+    use crate::container::Container;
+    use crate::decode::Addr;
+    use crate::process::{NamedBy, Origin};
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
+
+    fn service(name: &str, id: Option<&str>) -> Arc<ServiceIdentity> {
+        let container = id.map(|id| Container {
+            ids: vec![id.to_owned()],
+            outside_of_pod: 0,
+            pod_uid: Some("u".to_owned()),
+        });
+        let origin = Origin { named_by: NamedBy::Executable, container, unit: None };
+        Arc::new(ServiceIdentity { origin: Some(Arc::new(origin)), ..ServiceIdentity::named(name) })
+    }
+
+    /// A sample for each service, its number the address.
+    fn window(start: i64, services: &[Arc<ServiceIdentity>]) -> Window {
+        let mut aggregator = Aggregator::default();
+        for (number, service) in services.iter().enumerate() {
+            let sample = AttributedSample {
+                service: Arc::clone(service),
+                main_elf: None,
+                stack: [Location::Kernel(Addr(number as u64))].into(),
+                span: None,
+                value: 1,
+            };
+            aggregator.add(sample).unwrap();
+        }
+        aggregator.take(start, 1, 1)
+    }
+
+    fn pod(uid: &str, id: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": "cart-1", "uid": uid},
+            "status": {"containerStatuses": [{"name": "main", "containerID": format!("x://{id}"),
+                "image": "", "imageID": "", "ready": true, "restartCount": 0}]},
+        }))
+        .unwrap()
+    }
+
+    fn placer(pods: &Pods) -> Placer {
+        Placer::new(Place { host: "h".into(), node: None }, Some(pods.clone()))
+    }
+
+    fn found(placed: &Option<Placed>) -> Vec<(String, Option<String>, u64)> {
+        let placed = placed.as_ref().unwrap();
+        let pairs = placed.labels.iter().zip(&placed.window.groups);
+        let pair = |(labels, group): (&Labels, &Group)| {
+            assert_eq!(labels["service_name"], group.service.name);
+            (labels["service_name"].clone(), labels.get("pod").cloned(), group.samples())
+        };
+        pairs.map(pair).collect()
+    }
+
+    #[test]
+    fn two_programs_of_a_container_are_one_series() {
+        let pods = Pods::default();
+        pods.add(&pod("u", "a"));
+        let mut placer = placer(&pods);
+        let services = ["sh", "app"].map(|name| service(name, Some("a")));
+        let placed = placer.place(window(1, &services)).into_iter().flatten().next();
+        assert_eq!(found(&placed), [("ebpf/shop/main".into(), Some("cart-1".into()), 2)]);
+        let placed = placed.unwrap();
+        assert_eq!(placed.window.groups[0].stacks.len(), 2);
+        assert_eq!(placer.stats().pod_known, 2);
+    }
+
+    #[test]
+    fn a_container_that_is_not_known_yet_waits_for_one_window() {
+        let pods = Pods::default();
+        let mut placer = placer(&pods);
+        let services = [service("app", Some("a")), service("other", None)];
+        let [before, now] = placer.place(window(1, &services));
+        assert!(before.is_none());
+        assert_eq!(found(&now), [("other".into(), None, 1)]);
+        assert_eq!(placer.waiting(), 1);
+        pods.add(&pod("u", "a"));
+        let [before, _now] = placer.place(window(2, &[]));
+        assert_eq!(before.as_ref().map(|placed| placed.window.start_unix_ns), Some(1));
+        assert_eq!(found(&before), [("ebpf/shop/main".into(), Some("cart-1".into()), 1)]);
+        assert_eq!((placer.stats().pod_late, placer.waiting()), (1, 0));
+    }
+
+    #[test]
+    fn one_that_stays_unknown_leaves_with_its_id() {
+        let pods = Pods::default();
+        // Another pod than its path says has that id.
+        pods.add(&pod("other", "a"));
+        let mut placer = placer(&pods);
+        let [_, now] = placer.place(window(1, &[service("app", Some("a"))]));
+        assert_eq!(found(&now), []);
+        let placed = placer.flush();
+        assert_eq!(found(&placed), [("app".into(), None, 1)]);
+        assert_eq!(placed.unwrap().labels[0]["container_id"], "a");
+        let stats = placer.stats();
+        assert_eq!((stats.pod_unknown, stats.pod_contradicted), (1, 1));
+        assert!(placer.flush().is_none());
+    }
+
+    #[test]
+    fn without_a_cluster_nothing_waits() {
+        let mut placer = Placer::new(Place { host: "h".into(), node: None }, None);
+        let [_, now] = placer.place(window(1, &[service("app", Some("a"))]));
+        assert_eq!(found(&now), [("app".into(), None, 1)]);
+        assert_eq!(placer.stats(), PlacedStats::default());
+    }
+}
