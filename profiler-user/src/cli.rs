@@ -285,6 +285,10 @@ pub struct Run {
     /// The `host` label; the host's name if not given
     #[arg(long, value_name = "NAME", env = "SPANPROF_HOST")]
     pub host: Option<String>,
+    /// Where to serve /metrics, /healthz and /readyz: address and port, or "off". By default
+    /// 127.0.0.1:7072, if that is free
+    #[arg(long, value_name = "ADDRESS", env = "SPANPROF_LISTEN")]
+    pub listen: Option<String>,
     /// Whether to ask the API server of the cluster for the pods of this node
     #[arg(long, value_enum, default_value_t, env = "SPANPROF_KUBERNETES")]
     pub kubernetes: Kubernetes,

@@ -12,6 +12,7 @@ use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
 use crate::export::{Credential, Secret};
+use crate::serve::Listen;
 
 /// Above this a sampler burns more than it finds.
 const HZ_MAX: u32 = 10_000;
@@ -225,6 +226,8 @@ pub struct RunConfig {
     pub host: String,
     /// The `node` label, and whose pods to ask for; unset outside of clusters.
     pub node: Option<String>,
+    /// Where it tells of itself.
+    pub listen: Listen,
     /// Where profiles go.
     pub pyroscope: PyroscopeConfig,
     /// Where the counters go.
@@ -274,6 +277,7 @@ impl RunConfig {
             inline: typed.inline,
             span_names: typed.span_name.then_some(typed.span_name_max),
             host: typed.host.unwrap_or(host),
+            listen: typed.listen.map_or(Listen::Default, Listen::from),
             node: node(typed.kubernetes, typed.node_name)?,
             pyroscope,
             stats: typed.stats,

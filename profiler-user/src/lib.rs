@@ -24,6 +24,7 @@ pub mod symbolize;
 pub mod encode;
 pub mod export;
 pub mod report;
+pub mod serve;
 pub mod cli;
 pub mod config;
 pub mod recording;

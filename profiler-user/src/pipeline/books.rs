@@ -123,6 +123,13 @@ impl Books {
     ///
     /// Those of `out`.
     pub fn write_json(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        serde_json::to_writer_pretty(&mut *out, &self.to_json())?;
+        writeln!(out)
+    }
+
+    /// Everything as JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
         let object = |pairs: &mut dyn Iterator<Item = (&'static str, u64)>| {
             Value::Object(pairs.map(|(name, n)| (name.to_owned(), n.into())).collect())
         };
@@ -134,9 +141,10 @@ impl Books {
         for (part, counters) in &self.others {
             all.insert((*part).to_owned(), counters.clone());
         }
-        all.insert("balances".to_owned(), serde_json::to_value(self.balances())?);
-        serde_json::to_writer_pretty(&mut *out, &all)?;
-        writeln!(out)
+        // Numbers by name, again.
+        let balances = serde_json::to_value(self.balances()).unwrap_or_default();
+        all.insert("balances".to_owned(), balances);
+        Value::Object(all)
     }
 }
 

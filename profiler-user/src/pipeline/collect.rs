@@ -21,6 +21,7 @@ use crate::decode::{self, BootTime, Frame, UserStack};
 use crate::export::file::AtomicFile;
 use crate::process::{ControlFact, ElfId, Process, ProcessTable, TableStats, Unreadable};
 use crate::recording;
+use crate::serve::{Beat, Health};
 use crate::stats::{Count, Stats};
 
 /// How often the process table gets its turn at most, when no records come.
@@ -76,6 +77,8 @@ pub struct Collector {
     pub since: BootTime,
     /// Where the window before ended on the wall clock.
     pub previous_end_unix_ns: Option<i64>,
+    /// Who wants to know whether the thread lives.
+    pub health: Arc<Health>,
 }
 
 /// Files that samples were in.
@@ -118,6 +121,7 @@ impl Collector {
                 Next::End => break,
             }
             self.tick();
+            self.health.beat(Beat::Collect);
             let now = Instant::now();
             if let (Some(end), Some(length)) = (window_end, length)
                 && now >= end
@@ -126,6 +130,7 @@ impl Collector {
                 self.hand_on(windows);
             }
         }
+        self.health.rest(Beat::Collect);
         let last = self.window();
         let samples = last.window.samples();
         if windows.send(last).is_err() {

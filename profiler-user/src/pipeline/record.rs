@@ -119,6 +119,7 @@ pub async fn record(
             unwind_memory_max: config.unwind_memory_max,
             hook_probe: config.hook_probe,
         },
+        health: Arc::default(),
         origins: false,
         spans: config.outputs.spans.clone(),
         window: None,

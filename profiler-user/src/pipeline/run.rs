@@ -33,6 +33,7 @@ use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
 use crate::pods::Pods;
 use crate::process::{ElfRegistry, TableStats};
+use crate::serve::{Beat, DEFAULT_LISTEN, Health, Listen, ListenError, Target, Telling, serve};
 use crate::stats::{Count, Stats};
 use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
 
@@ -51,6 +52,9 @@ pub enum RunError {
     /// The file for the counters.
     #[error(transparent)]
     File(#[from] FileError),
+    /// What it tells of itself.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
     /// Sampling.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -76,11 +80,14 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         check_writable(path)?;
     }
     let stats = Arc::new(Stats::default());
+    let (health, telling) = (Arc::new(Health::default()), Arc::new(Telling::default()));
+    listen(&config.listen, &health, &telling).await?;
     let exporter = Arc::new(Pyroscope::start(&config.pyroscope, Arc::clone(&stats))?);
     let start = StartConfig {
         capture: config.capture.clone(),
         spans: config.spans.clone(),
         origins: true,
+        health: Arc::clone(&health),
         window: Some(config.window),
         recorder: None,
     };
@@ -113,6 +120,8 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         hooks: HookStats::default(),
         unwind: UnwindStats::default(),
         stopping: Arc::clone(&stopping),
+        health: Arc::clone(&health),
+        telling,
     };
     // A thread of its own: the symbolizing worker lives as long as the thread that started it.
     let (done, mut finished) = tokio::sync::oneshot::channel();
@@ -127,6 +136,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         finished = &mut finished => Some(finished),
     };
     tracing::info!("stopping");
+    health.is_stopping();
     stopping.store(true, Ordering::Relaxed);
     stop.stop();
     let by_itself = early.is_some();
@@ -143,6 +153,28 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
     tracing::info!("{books}");
     joined.map_err(|_panic| io::Error::other("the collecting thread has panicked"))??;
     if by_itself { Err(RunError::EndedByItself) } else { Ok(()) }
+}
+
+/// Serves metrics and the like. That nobody asked for this address is no reason not to run: another
+/// agent may have it.
+async fn listen(
+    listen: &Listen,
+    health: &Arc<Health>,
+    telling: &Arc<Telling>,
+) -> Result<(), ListenError> {
+    let address = match listen {
+        Listen::Off => return Ok(()),
+        Listen::Default => DEFAULT_LISTEN,
+        Listen::At(address) => address,
+    };
+    match serve(address, Arc::clone(health), Arc::clone(telling)).await {
+        Ok(address) => tracing::info!(%address, "serving /metrics, /healthz and /readyz"),
+        Err(error) if *listen == Listen::Default => {
+            tracing::warn!(%error, "there is no /metrics, /healthz and /readyz");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// The finishing thread: windows in, profiles out.
@@ -166,11 +198,14 @@ struct Finisher {
     pods: Option<Pods>,
     /// It is time to end: names have to come soon or not at all.
     stopping: Arc<AtomicBool>,
+    health: Arc<Health>,
+    telling: Arc<Telling>,
 }
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
         for Collected { window, process, hooks, unwind } in windows {
+            self.health.beat(Beat::Finish);
             self.process = process;
             self.hooks = hooks;
             self.unwind = unwind;
@@ -178,23 +213,36 @@ impl Finisher {
                 self.symbolizer.set_window_budget(LAST_NAMES);
             }
             let samples = window.samples();
-            for placed in self.placer.place(window).into_iter().flatten() {
-                self.finish(&placed);
+            let placed: Vec<Placed> = self.placer.place(window).into_iter().flatten().collect();
+            self.tell_targets(&placed);
+            for placed in &placed {
+                self.finish(placed);
             }
             match self.books() {
                 Ok(books) => {
                     tracing::info!(samples, "window: {books}");
+                    self.telling.set_books(books.to_json());
                     if let Err(error) = self.write_stats(&books) {
                         tracing::warn!(%error, "cannot write the counters");
                     }
                 }
                 Err(error) => tracing::warn!(%error, "cannot read the kernel's counters"),
             }
+            self.health.rest(Beat::Finish);
         }
         if let Some(placed) = self.placer.flush() {
             self.finish(&placed);
         }
         self
+    }
+
+    fn tell_targets(&self, placed: &[Placed]) {
+        let series = placed.iter().flat_map(|it| it.labels.iter().zip(&it.window.groups));
+        let target = |(labels, group): (&Labels, &Group)| Target {
+            labels: labels.clone(),
+            samples: group.samples(),
+        };
+        self.telling.set_targets(series.map(target).collect());
     }
 
     fn finish(&mut self, Placed { window, labels }: &Placed) {

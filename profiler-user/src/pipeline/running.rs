@@ -18,6 +18,7 @@ use crate::capture::live::{Started, Stop};
 use crate::capture::{Capture, CaptureConfig, CaptureError, Counters};
 use crate::clock::boot_now;
 use crate::process::{ElfRegistry, PerfMapRegistry, Proc, ProcessTable, TableLimits};
+use crate::serve::Health;
 use crate::stats::Stats;
 
 /// Windows that may wait to be finished: a finishing thread that is further behind than this stays
@@ -50,6 +51,8 @@ pub struct StartConfig {
     pub window: Option<Duration>,
     /// Where what came from the kernel is stored.
     pub recorder: Option<Recorder>,
+    /// Who wants to know whether the thread lives.
+    pub health: Arc<Health>,
 }
 
 /// A pipeline at work.
@@ -75,7 +78,7 @@ impl Running {
     ///
     /// The kernel refuses, or there is no thread or descriptor left.
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
-        let StartConfig { capture: wanted, spans, origins, window, recorder } = config;
+        let StartConfig { capture: wanted, spans, origins, window, recorder, health } = config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
         let Started { capture, mut control, unwind_maps, hooks, counters, since } =
             Capture::start(&wanted, Arc::clone(stats))?;
@@ -108,12 +111,14 @@ impl Running {
             aggregator: Aggregator::default(),
             since,
             previous_end_unix_ns: None,
+            health: Arc::clone(&health),
         };
         let (finished, windows) = sync_channel(WINDOWS);
         let collector = std::thread::Builder::new()
             .name("collect".to_owned())
             .spawn(move || collector.run(capture, window, &finished))
             .map_err(StartError::Thread)?;
+        health.is_sampling();
         Ok(Self { stop, counters, elfs, perf_maps, windows, collector })
     }
 }
