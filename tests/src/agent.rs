@@ -67,6 +67,19 @@ impl Process {
         Ok(())
     }
 
+    /// Ends it at once (SIGKILL).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be ended, or waited for.
+    pub fn kill(&mut self) -> Result<()> {
+        if self.ended.is_none() {
+            self.child.kill()?;
+            self.ended = Some(self.child.wait()?);
+        }
+        Ok(())
+    }
+
     /// Waits until it has ended.
     ///
     /// # Errors

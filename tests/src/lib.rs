@@ -18,6 +18,7 @@ pub mod recorded_stacks;
 pub mod spanprof;
 
 pub mod agent;
+pub mod api_server;
 pub mod pushed;
 pub mod pyroscope;
 pub mod relay;

@@ -39,6 +39,7 @@ impl std::fmt::Display for Missing {
 /// | `Checkout` | the path of the example service |
 /// | `Pyroscope` | the path of a Pyroscope server |
 /// | `Go` | the path of the reader of pprof that is built on Go's own package |
+/// | `Kubernetes` | the path of etcd and Kubernetes, one program by several names |
 /// | `GoToolchain` | the path of `go` |
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
@@ -100,6 +101,12 @@ macro_rules! require_one {
         $crate::require::file(
             "SPANPROF_GRAFANA_GO",
             "no service with Grafana's SDK: `cargo xtask setup` builds it where Go 1.25 or newer is",
+        )
+    };
+    (Kubernetes) => {
+        $crate::require::file(
+            "SPANPROF_KUBERNETES_BIN",
+            "no Kubernetes: `cargo xtask setup` builds it where Go 1.25 or newer is",
         )
     };
     (GoToolchain) => {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, fixture_tools, guests, musl_rust, pyroscope};
+use crate::{apt, deny, fixture_tools, go_programs, guests, musl_rust};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -33,7 +33,7 @@ pub(crate) fn run() -> Result<()> {
     let version = ask(Command::new(&deny).arg("--version")).ok();
     report("cargo-deny", version.map(|v| format!("{} in {}", v.trim(), deny.display())), SETUP);
 
-    let go = pyroscope::obstacle().map_or_else(
+    let go = go_programs::obstacle().map_or_else(
         || ask(Command::new("go").arg("version").env("GOTOOLCHAIN", "local")).ok(),
         |_| None,
     );
@@ -42,7 +42,7 @@ pub(crate) fn run() -> Result<()> {
         go,
         "https://go.dev/dl, 1.25 or newer; only the tests with Pyroscope and with Go need it",
     );
-    let binaries = pyroscope::binaries(&cache)?;
+    let binaries = go_programs::binaries(&cache)?;
     let found = |path: std::path::PathBuf| path.is_file().then(|| path.display().to_string());
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);

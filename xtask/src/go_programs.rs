@@ -1,5 +1,6 @@
-//! The real Pyroscope server, the reader of pprof that is not ours, and a service with Grafana's SDK
-//! for Go, for the tests: built from the Go modules `tests/pyroscope` and `tests/grafana-go`.
+//! Programs in Go for the tests: the real Pyroscope server, the reader of pprof that is not ours, a
+//! service with Grafana's SDK and a whole Kubernetes, built from the Go modules `tests/pyroscope`,
+//! `tests/grafana-go` and `tests/kubernetes`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,10 @@ const OLDEST_GO: (u32, u32) = (1, 25);
 /// The modules.
 const PYROSCOPE: &str = "tests/pyroscope";
 const SERVICE: &str = "tests/grafana-go";
+const KUBERNETES: &str = "tests/kubernetes";
+
+/// The version of Kubernetes that `tests/kubernetes/go.mod` pins.
+const KUBERNETES_VERSION: &str = "1.34.2";
 
 /// Where set-up puts the programs: keyed by what they are built from.
 pub(crate) struct Binaries {
@@ -31,6 +36,8 @@ pub(crate) struct Binaries {
     pub(crate) reader: PathBuf,
     /// A service with Grafana's SDK.
     pub(crate) service: PathBuf,
+    /// etcd and Kubernetes, by the name that it is called by.
+    pub(crate) kubernetes: PathBuf,
 }
 
 /// Where the programs of this checkout are, or would be.
@@ -41,11 +48,16 @@ pub(crate) fn binaries(cache: &Path) -> Result<Binaries> {
     sources(&module(PYROSCOPE).join("pprofread"), &mut reader)?;
     let mut service = self::manifest(&module(SERVICE))?;
     sources(&module(SERVICE), &mut service)?;
+    let mut kubernetes = self::manifest(&module(KUBERNETES))?;
+    sources(&module(KUBERNETES), &mut kubernetes)?;
     let folder = cache.join(format!("pyroscope-{VERSION}-{}", key(&manifest)));
     Ok(Binaries {
         server: folder.join("pyroscope"),
         reader: folder.join(format!("pprofread-{}", key(&reader))).join("pprofread"),
         service: cache.join(format!("grafana-go-{}", key(&service))).join("grafana-go"),
+        kubernetes: cache
+            .join(format!("kubernetes-{KUBERNETES_VERSION}-{}", key(&kubernetes)))
+            .join("kubernetes"),
     })
 }
 
@@ -74,8 +86,8 @@ pub(crate) fn obstacle() -> Option<String> {
 
 /// Whether set-up has to build one of them.
 pub(crate) fn is_missing(cache: &Path) -> Result<bool> {
-    let Binaries { server, reader, service } = binaries(cache)?;
-    Ok(![server, reader, service].iter().all(|binary| binary.is_file()))
+    let Binaries { server, reader, service, kubernetes } = binaries(cache)?;
+    Ok(![server, reader, service, kubernetes].iter().all(|binary| binary.is_file()))
 }
 
 /// Builds what is missing. Without Go it says so, and goes on.
@@ -85,24 +97,30 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
         (&binaries.server, PYROSCOPE, SERVER),
         (&binaries.reader, PYROSCOPE, "./pprofread"),
         (&binaries.service, SERVICE, "."),
+        (&binaries.kubernetes, KUBERNETES, "."),
     ];
     let missing: Vec<_> = all.into_iter().filter(|(binary, ..)| !binary.is_file()).collect();
     if missing.is_empty() {
         return Ok(());
     }
     if let Some(obstacle) = obstacle() {
-        shout(&format!("{obstacle}: THE TESTS AGAINST PYROSCOPE AND GRAFANA'S SDK WILL NOT RUN."));
+        shout(&format!(
+            "{obstacle}: THE TESTS AGAINST PYROSCOPE, GRAFANA'S SDK AND KUBERNETES WILL NOT RUN."
+        ));
         return Ok(());
     }
     // Both caches of Go go with the folder: 3 GB that nothing else needs.
     let partial = Partial::new(cache, "pyroscope")?;
     for (binary, module, package) in missing {
-        step(&format!("building {package} of {module} (the server takes about two minutes)"));
+        step(&format!(
+            "building {package} of {module} (Pyroscope takes two minutes, Kubernetes four)"
+        ));
         let new = partial.dir("out")?.join("program");
         let mut build = Command::new("go");
         go(&mut build)
             .args(["build", "-o"])
             .arg(&new)
+            .args((module == KUBERNETES).then(kubernetes_version))
             .arg(package)
             .current_dir(self::module(module))
             .env("GOMODCACHE", partial.dir("modules")?)
@@ -112,6 +130,18 @@ pub(crate) fn install(cache: &Path) -> Result<()> {
         cache::publish(&new, binary)?;
     }
     Ok(())
+}
+
+/// Without a version, its parts do not speak to each other.
+fn kubernetes_version() -> String {
+    const PACKAGE: &str = "k8s.io/component-base/version";
+    let mut numbers = KUBERNETES_VERSION.split('.');
+    let mut next = || numbers.next().unwrap_or_default();
+    let (major, minor) = (next(), next());
+    format!(
+        "-ldflags=-s -w -X {PACKAGE}.gitVersion=v{KUBERNETES_VERSION} -X {PACKAGE}.gitMajor={major} \
+         -X {PACKAGE}.gitMinor={minor}"
+    )
 }
 
 /// The settings under which a build is what `go.sum` says and nothing else.

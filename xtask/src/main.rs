@@ -30,7 +30,7 @@ mod ci;
 mod bpf_tools;
 mod fixture_tools;
 mod musl_rust;
-mod pyroscope;
+mod go_programs;
 mod guests;
 
 /// Set-up, builds, tests and checks of spanprof.

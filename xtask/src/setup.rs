@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, guests, musl_rust, pyroscope};
+use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, go_programs, guests, musl_rust};
 
 /// A set of tools that some command needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,7 +31,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     let cache = cache::dir()?;
     let mut missing = bpf_toolchain::find().is_err();
     missing |= tools >= Tools::Test
-        && (pyroscope::is_missing(&cache)?
+        && (go_programs::is_missing(&cache)?
             || fixture_tools::is_missing(&cache)
             || musl_rust::is_missing(&cache)
             || guests::is_missing(&cache));
@@ -43,7 +43,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
             bpf_tools::install(&cache)?;
         }
         if tools >= Tools::Test {
-            pyroscope::install(&cache)?;
+            go_programs::install(&cache)?;
             fixture_tools::install(&cache)?;
             musl_rust::install(&cache)?;
             guests::install(&cache)?;
@@ -57,8 +57,8 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         Ok(toolchain) => step(&format!("BPF: {toolchain}")),
         Err(missing) => bail!("set-up ended without a BPF toolchain: {missing}"),
     }
-    if tools >= Tools::Test && !pyroscope::is_missing(&cache)? {
-        step(&format!("Pyroscope: {}", pyroscope::binaries(&cache)?.server.display()));
+    if tools >= Tools::Test && !go_programs::is_missing(&cache)? {
+        step(&format!("Pyroscope: {}", go_programs::binaries(&cache)?.server.display()));
     }
     if tools >= Tools::Test && guests::are_there(&cache) {
         step(&format!("other kernels: {}", guests::dir(&cache).display()));

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::exec::{cargo, exec, stream, target_dir};
 use crate::setup::{Tools, provide};
 use crate::test_count::Count;
-use crate::{fixture_tools, guests, musl_rust, pyroscope};
+use crate::{fixture_tools, go_programs, guests, musl_rust};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,7 +104,7 @@ impl Tests {
         // One at a time: they share the kernel, and measure it.
         whole.args(["--", "--test-threads=1"]).args(filter);
         whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
-        tell_pyroscope(&mut whole, cache)?;
+        tell_go_programs(&mut whole, cache)?;
         fixture_tools::tell(&mut whole, cache);
         musl_rust::tell(&mut whole, cache);
         guests::tell(&mut whole, cache);
@@ -136,14 +136,17 @@ fn measured(subcommand: &str) -> Command {
     command
 }
 
-/// Where the server is, unless the user named another, the reader, and the service.
-fn tell_pyroscope(command: &mut Command, cache: &Path) -> Result<()> {
-    let binaries = pyroscope::binaries(cache)?;
+/// Where the programs in Go are, unless the user named others.
+fn tell_go_programs(command: &mut Command, cache: &Path) -> Result<()> {
+    let binaries = go_programs::binaries(cache)?;
     if std::env::var_os("SPANPROF_PYROSCOPE").is_none() && binaries.server.is_file() {
         command.env("SPANPROF_PYROSCOPE", binaries.server);
     }
     if std::env::var_os("SPANPROF_PPROF_READER").is_none() && binaries.reader.is_file() {
         command.env("SPANPROF_PPROF_READER", binaries.reader);
+    }
+    if std::env::var_os("SPANPROF_KUBERNETES_BIN").is_none() && binaries.kubernetes.is_file() {
+        command.env("SPANPROF_KUBERNETES_BIN", binaries.kubernetes);
     }
     if std::env::var_os("SPANPROF_GRAFANA_GO").is_none() && binaries.service.is_file() {
         command.env("SPANPROF_GRAFANA_GO", binaries.service);

@@ -1,0 +1,239 @@
+//! A real API server of Kubernetes with its etcd, and nothing else of a cluster: pods are there
+//! because the test says so. Loopback only; everything ends with the test.
+
+use std::fs;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::agent::{Process, poll_until};
+
+/// Who may do everything.
+const ADMIN: &str = "admin-token";
+/// Who may list and watch pods.
+const AGENT: &str = "agent-token";
+/// The node that all pods are on.
+pub const NODE: &str = "node-1";
+
+/// The server.
+#[derive(Debug)]
+pub struct ApiServer {
+    folder: TempDir,
+    port: u16,
+    etcd_port: u16,
+    server: Option<Process>,
+    _etcd: Process,
+}
+
+impl Drop for ApiServer {
+    fn drop(&mut self) {
+        // If it cannot be ended it is gone.
+        drop(self.kill());
+    }
+}
+
+impl ApiServer {
+    /// Starts it, and gives the agent's account the right to list and watch pods. `binary` is every
+    /// program of Kubernetes, by the name that it is called by.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn start(binary: &Path) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("spanprof-api-").tempdir()?;
+        for name in ["etcd", "kube-apiserver", "kubectl"] {
+            symlink(binary, folder.path().join(name))?;
+        }
+        let key = rcgen::KeyPair::generate()?;
+        fs::write(folder.path().join("accounts.key"), key.serialize_pem())?;
+        fs::write(folder.path().join("accounts.pub"), key.public_key_pem())?;
+        let tokens = format!("{ADMIN},admin,1,system:masters\n{AGENT},agent,2\n");
+        fs::write(folder.path().join("tokens.csv"), tokens)?;
+        let [port, etcd_port, peer_port] = free_ports()?;
+        let (client, peer) =
+            (format!("http://127.0.0.1:{etcd_port}"), format!("http://127.0.0.1:{peer_port}"));
+        let etcd = Process::start(program(folder.path(), "etcd").args([
+            "--data-dir=etcd-data",
+            "--unsafe-no-fsync",
+            &format!("--listen-client-urls={client}"),
+            &format!("--advertise-client-urls={client}"),
+            &format!("--listen-peer-urls={peer}"),
+            &format!("--initial-advertise-peer-urls={peer}"),
+            &format!("--initial-cluster=default={peer}"),
+        ]))?;
+        let mut server = Self { folder, port, etcd_port, server: None, _etcd: etcd };
+        server.start_server()?;
+        server.apply(&json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": "agent"},
+            "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]}],
+        }))?;
+        server.apply(&json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+            "metadata": {"name": "agent"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "agent"},
+            "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "agent"}],
+        }))?;
+        Ok(server)
+    }
+
+    /// Ends the API server at once, as a machine goes away; what it knew stays. (Asked to end, it
+    /// waits a minute for those who watch.)
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub fn kill(&mut self) -> Result<()> {
+        self.server.take().map_or(Ok(()), |mut server| server.kill())
+    }
+
+    /// Starts it at the address that it had.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn start_server(&mut self) -> Result<()> {
+        let mut command = program(self.folder.path(), "kube-apiserver");
+        command.args([
+            &*format!("--etcd-servers=http://127.0.0.1:{}", self.etcd_port),
+            &format!("--secure-port={}", self.port),
+            "--bind-address=127.0.0.1",
+            "--cert-dir=certificates",
+            "--token-auth-file=tokens.csv",
+            "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-account-key-file=accounts.pub",
+            "--service-account-signing-key-file=accounts.key",
+            "--service-cluster-ip-range=10.96.0.0/24",
+        ]);
+        self.server = Some(Process::start(&mut command)?);
+        let ready = poll_until("the API server is ready", || {
+            if let Some(status) = self.server.as_mut().map(Process::ended).transpose()?.flatten() {
+                anyhow::bail!("the API server ended with {status}");
+            }
+            Ok(self.kubectl(&["get", "--raw=/readyz"], None).ok())
+        });
+        ready.map(drop).with_context(|| self.log_end())
+    }
+
+    /// Makes a pod on the node, and says that its container `main` runs; gives the pod's unique id.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses.
+    pub fn run_pod(&self, pod: &Value, container_id: &str) -> Result<String> {
+        let made = self.kubectl(&["create", "-o", "json", "-f", "-"], Some(pod))?;
+        let made: Value = serde_json::from_str(&made).context("kubectl prints no JSON")?;
+        let metadata = &made["metadata"];
+        let text = |name: &str| metadata[name].as_str().context("a pod without a name");
+        let status = json!({"status": {"phase": "Running", "containerStatuses": [{
+            "name": "main", "containerID": format!("containerd://{container_id}"), "image": "i",
+            "imageID": "", "ready": true, "restartCount": 0,
+            "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}},
+        }]}});
+        let (name, namespace) = (text("name")?, format!("--namespace={}", text("namespace")?));
+        let patch = format!("--patch={status}");
+        let patched =
+            ["patch", "pod", name, &namespace, "--subresource=status", "--type=merge", &patch];
+        self.kubectl(&patched, None)?;
+        Ok(text("uid")?.to_owned())
+    }
+
+    /// Deletes a pod at once.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses.
+    pub fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
+        let namespace = format!("--namespace={namespace}");
+        let arguments = ["delete", "pod", name, &namespace, "--force", "--grace-period=0"];
+        self.kubectl(&arguments, None).map(drop)
+    }
+
+    /// Makes an object.
+    ///
+    /// # Errors
+    ///
+    /// The server refuses.
+    pub fn apply(&self, object: &Value) -> Result<()> {
+        self.kubectl(&["create", "-f", "-"], Some(object)).map(drop)
+    }
+
+    /// A program that runs spanprof as a pod of this cluster would: the cluster's address in its
+    /// environment, and the account's files in a mount namespace of its own.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn in_cluster(&self, spanprof: &Path) -> Result<PathBuf> {
+        let path = self.folder.path().join("spanprof-in-cluster");
+        let (folder, port) = (self.folder.path().display(), self.port);
+        let inside = "mount -t tmpfs tmpfs \"$(readlink -f /var/run)\" && cd /var/run && \
+             mkdir -p secrets/kubernetes.io/serviceaccount && cd secrets/kubernetes.io/serviceaccount && \
+             printf %s \"$TOKEN\" > token && printf default > namespace && cp \"$CA\" ca.crt && \
+             cd / && unset TOKEN CA && exec \"$@\"";
+        let script = format!(
+            "#!/bin/sh\nexport KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT={port}\n\
+             export TOKEN={AGENT} CA={folder}/certificates/apiserver.crt\n\
+             exec unshare --mount --propagation private sh -c '{inside}' sh {} \"$@\"\n",
+            spanprof.display()
+        );
+        fs::write(&path, script)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(path)
+    }
+
+    fn kubectl(&self, arguments: &[&str], object: Option<&Value>) -> Result<String> {
+        let input = self.folder.path().join("input.json");
+        fs::write(&input, object.map(Value::to_string).unwrap_or_default())?;
+        let done = Command::new(self.folder.path().join("kubectl"))
+            .arg(format!("--server=https://127.0.0.1:{}", self.port))
+            .arg("--certificate-authority=certificates/apiserver.crt")
+            .arg(format!("--token={ADMIN}"))
+            .arg(format!("--cache-dir={}", self.folder.path().join("cache").display()))
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env("HOME", self.folder.path())
+            .env_remove("KUBECONFIG")
+            .stdin(fs::File::open(&input)?)
+            .output()?;
+        let error = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "kubectl {arguments:?}: {error}");
+        Ok(String::from_utf8(done.stdout)?)
+    }
+
+    fn log_end(&self) -> String {
+        const LINES: usize = 30;
+        let log = fs::read(self.folder.path().join("kube-apiserver.log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<_> = log.lines().collect();
+        lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+    }
+}
+
+/// One of the programs, with its log in the folder.
+fn program(folder: &Path, name: &str) -> Command {
+    let mut command = Command::new(folder.join(name));
+    command.current_dir(folder).stdout(Stdio::null());
+    let log = fs::File::create(folder.join(format!("{name}.log")));
+    command.stderr(log.map_or_else(|_error| Stdio::null(), Stdio::from));
+    command
+}
+
+/// Ports that were free a moment ago.
+fn free_ports() -> Result<[u16; 3]> {
+    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
+    let mut ports = [0; 3];
+    // All are held until all are known, or two could be the same.
+    for (port, listener) in ports.iter_mut().zip(&listeners) {
+        let listener = listener.as_ref().map_err(|error| anyhow::anyhow!("no port: {error}"))?;
+        *port = listener.local_addr()?.port();
+    }
+    Ok(ports)
+}
