@@ -189,7 +189,12 @@ impl ApiServer {
         Ok(path)
     }
 
-    fn kubectl(&self, arguments: &[&str], object: Option<&Value>) -> Result<String> {
+    /// Runs kubectl with every right, an object on its standard input; gives what it prints.
+    ///
+    /// # Errors
+    ///
+    /// It fails; what it says is in the error.
+    pub fn kubectl(&self, arguments: &[&str], object: Option<&Value>) -> Result<String> {
         let input = self.folder.path().join("input.json");
         fs::write(&input, object.map(Value::to_string).unwrap_or_default())?;
         let done = Command::new(self.folder.path().join("kubectl"))

@@ -43,6 +43,7 @@ impl std::fmt::Display for Missing {
 /// | `GoToolchain` | the path of `go` |
 /// | `Node` | the path of Node.js |
 /// | `Python`, `Perl` | the path of `python3`, of `perl` |
+/// | `Setpriv` | the path of `setpriv`, of util-linux |
 /// | `Gdb` | the path of the GNU debugger |
 /// | `Musl` | the path of `musl-gcc` |
 /// | `Gold` | the path of the linker gold, as `ld.gold` |
@@ -114,6 +115,9 @@ macro_rules! require_one {
     };
     (Node) => {
         $crate::require::program("node")
+    };
+    (Setpriv) => {
+        $crate::require::program("setpriv")
     };
     (Gdb) => {
         $crate::require::program("gdb")
