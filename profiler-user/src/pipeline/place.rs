@@ -9,6 +9,12 @@ use crate::aggregate::{Group, Window};
 use crate::pods::{Found, PodContainer, Pods};
 use crate::process::ServiceIdentity;
 
+/// How much later a window begins of which only what waited is left, in nanoseconds. A container that
+/// was started again may be a series that has a profile of that window already, and a server takes
+/// two of a series and time for one. Windows last a second or more; their parts are a millisecond
+/// apart.
+const LATER_NS: i64 = 500_000_000;
+
 /// A window whose groups are series.
 #[derive(Debug)]
 pub struct Placed {
@@ -88,7 +94,9 @@ impl Placer {
     /// Places what waits, whatever is known of it.
     #[must_use]
     pub fn flush(&mut self) -> Option<Placed> {
-        let window = self.waiting.take()?;
+        let mut window = self.waiting.take()?;
+        window.start_unix_ns = window.start_unix_ns.saturating_add(LATER_NS);
+        window.duration_ns = window.duration_ns.saturating_sub(LATER_NS).max(1);
         Some(self.placed(window, true))
     }
 
@@ -239,7 +247,8 @@ mod tests {
         assert_eq!(placer.waiting(), 1);
         pods.add(&pod("u", "a"));
         let [before, _now] = placer.place(window(2, &[]));
-        assert_eq!(before.as_ref().map(|placed| placed.window.start_unix_ns), Some(1));
+        let began = before.as_ref().map(|placed| placed.window.start_unix_ns);
+        assert_eq!(began, Some(1 + LATER_NS));
         assert_eq!(found(&before), [("ebpf/shop/main".into(), Some("cart-1".into()), 1)]);
         assert_eq!((placer.stats().pod_late, placer.waiting()), (1, 0));
     }

@@ -7,33 +7,28 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Registry,
 };
-use serde_json::Value;
+use serde_json::{Number, Value};
 
-/// Of the counters, those that go up and down, or that are no sum: by the end of their name.
-const GAUGES: [&str; 22] = [
-    "pods_pods",
-    "pods_containers",
-    "watch_last_event_timestamp_seconds",
+/// Of the counters, those that tell how much there is now, and those that are no sum.
+const GAUGES: [&str; 15] = [
+    "agent_max_rss_bytes",
     "export_queued_samples",
-    "containers_waiting",
-    "_bytes",
-    "_mib",
-    "_percent",
-    "_seconds",
-    "_ms",
-    "_us",
-    "_ns",
-    "_max",
-    "_p50",
-    "_p90",
-    "_p99",
-    "_files",
-    "_tables",
-    "_rows",
-    "_rules",
-    "_pages",
-    "_known",
+    "pods_containers",
+    "pods_pods",
+    "pods_watch_last_event_timestamp_seconds",
+    "unwind_map_bytes",
+    "unwind_processes",
+    "unwind_ready_files",
+    "unwind_ready_ms_p50",
+    "unwind_ready_ms_p99",
+    "unwind_rows",
+    "unwind_rules",
+    "unwind_snapshots",
+    "unwind_table_bytes",
+    "build_info",
 ];
+/// And all that begin like this: files by what they are walked by now.
+const GAUGES_PREFIX: &str = "unwind_files_";
 
 /// The text of `/metrics`.
 ///
@@ -65,22 +60,15 @@ impl Collector for Books {
                 "balances" | "services" => {}
                 "kernel" | "samples" => {
                     for (name, count) in counters.as_object().into_iter().flatten() {
-                        let count = count.as_u64().unwrap_or_default();
+                        let Value::Number(count) = count else { continue };
                         if let Some(reason) = name.strip_prefix("lost_") {
-                            lost.push((reason, count));
+                            lost.push((reason, count.as_u64().unwrap_or_default()));
                         } else {
-                            let name = name.strip_prefix("samples_").map_or_else(
-                                || format!("spanprof_{name}"),
-                                |name| format!("spanprof_samples_{name}"),
-                            );
-                            one(&mut encoder, &name, count)?;
+                            one(&mut encoder, &format!("spanprof_{name}"), count)?;
                         }
                     }
                 }
-                "queued" => {
-                    let queued = counters.as_u64().unwrap_or_default();
-                    one(&mut encoder, "spanprof_export_queued_samples", queued)?;
-                }
+                "queued" => each(&mut encoder, "spanprof_export_queued_samples", counters)?,
                 part => each(&mut encoder, &format!("spanprof_{part}"), counters)?,
             }
         }
@@ -101,13 +89,7 @@ fn each(
     counters: &Value,
 ) -> Result<(), std::fmt::Error> {
     match counters {
-        Value::Number(number) => match number.as_u64() {
-            Some(count) => one(encoder, name, count),
-            None => {
-                let gauge = ConstGauge::new(number.as_f64().unwrap_or_default());
-                single(encoder, name, &gauge)
-            }
-        },
+        Value::Number(number) => one(encoder, name, number),
         Value::Object(counters) => counters
             .iter()
             .try_for_each(|(of, counters)| each(encoder, &format!("{name}_{of}"), counters)),
@@ -115,22 +97,26 @@ fn each(
     }
 }
 
-fn one(encoder: &mut DescriptorEncoder<'_>, name: &str, count: u64) -> Result<(), std::fmt::Error> {
-    if GAUGES.iter().any(|end| name.ends_with(end)) {
-        single(encoder, name, &ConstGauge::new(count))
-    } else {
-        single(encoder, name, &ConstCounter::new(count))
-    }
-}
-
 /// The counters' own names say what they count; their documentation is that of the statistics.
-fn single(
+fn one(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
-    metric: &impl EncodeMetric,
+    number: &Number,
 ) -> Result<(), std::fmt::Error> {
-    let help = name.strip_prefix("spanprof_").unwrap_or(name).replace('_', " ");
-    metric.encode(encoder.encode_descriptor(name, &help, None, metric.metric_type())?)
+    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let name = name.replace(|character| !fits(character), "_");
+    let own = name.strip_prefix("spanprof_").unwrap_or(&name);
+    let help = own.replace('_', " ");
+    let is_gauge = GAUGES.contains(&own) || own.starts_with(GAUGES_PREFIX);
+    let mut write = |metric: &dyn EncodeMetric| {
+        metric.encode(encoder.encode_descriptor(&name, &help, None, metric.metric_type())?)
+    };
+    match (number.as_u64(), is_gauge) {
+        (Some(count), true) => write(&ConstGauge::new(count)),
+        (Some(count), false) => write(&ConstCounter::new(count)),
+        (None, true) => write(&ConstGauge::new(number.as_f64().unwrap_or_default())),
+        (None, false) => write(&ConstCounter::new(number.as_f64().unwrap_or_default())),
+    }
 }
 
 #[cfg(test)]
@@ -144,7 +130,8 @@ mod tests {
             "kernel": {"samples_taken": 12, "lost_ring_full": 2, "span_valid": 5},
             "samples": {"samples_exported": 9, "lost_malformed": 1},
             "queued": 3,
-            "process": {"looked": 4, "delays": {"p50_ms": 1.5}, "no": null},
+            "process": {"looked": 4, "delays": {"sum ms": 1.5}, "no": null},
+            "unwind": {"files_without": {"too large": 6}, "build_ms": 2.5},
             "services": [{"service": "evil\n"}],
             "balances": [{"stage": "kernel"}],
         });
@@ -157,7 +144,9 @@ mod tests {
             "spanprof_samples_lost_total{reason=\"malformed\"} 1",
             "spanprof_export_queued_samples 3",
             "spanprof_process_looked_total 4",
-            "spanprof_process_delays_p50_ms 1.5",
+            "spanprof_process_delays_sum_ms_total 1.5",
+            "spanprof_unwind_build_ms_total 2.5",
+            "spanprof_unwind_files_without_too_large 6",
             "# TYPE spanprof_export_queued_samples gauge",
             "# TYPE spanprof_samples_lost counter",
             "# EOF",
