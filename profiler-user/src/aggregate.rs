@@ -77,23 +77,25 @@ impl Group {
         let spans: Vec<usize> =
             spans.into_iter().map(|span| self.spans.insert_full(span).0).collect();
         self.main_elf = self.main_elf.or(main_elf);
-        let moved = rows.into_iter().filter_map(|row| {
-            let span = match row.span {
-                Some(span) => Some(*spans.get(span)?),
-                None => None,
-            };
-            Some(Row { stack: *stacks.get(row.stack)?, span, ..row })
+        self.rows.extend(rows.into_iter().map(|row| Row {
+            stack: stacks[row.stack],
+            span: row.span.map(|span| spans[span]),
+            ..row
+        }));
+        self.sum_rows();
+    }
+
+    /// Orders the rows, and adds up those of the same stack and span.
+    pub(crate) fn sum_rows(&mut self) {
+        self.rows.sort_unstable();
+        self.rows.dedup_by(|next, kept| {
+            let is_same = (next.stack, next.span) == (kept.stack, kept.span);
+            if is_same {
+                kept.samples = kept.samples.saturating_add(next.samples);
+                kept.cpu_ns = kept.cpu_ns.saturating_add(next.cpu_ns);
+            }
+            is_same
         });
-        let mut all: BTreeMap<(usize, Option<usize>), Row> = BTreeMap::new();
-        for row in std::mem::take(&mut self.rows).into_iter().chain(moved) {
-            all.entry((row.stack, row.span))
-                .and_modify(|sum| {
-                    sum.samples = sum.samples.saturating_add(row.samples);
-                    sum.cpu_ns = sum.cpu_ns.saturating_add(row.cpu_ns);
-                })
-                .or_insert(row);
-        }
-        self.rows = all.into_values().collect();
     }
 }
 
@@ -313,6 +315,27 @@ mod tests {
             }),
             value: 10,
         }
+    }
+
+    #[test]
+    fn merged_groups_are_what_one_aggregator_would_have_made() {
+        let of_one = [(&[1, 2][..], Some(1)), (&[3], None)];
+        let of_other = [(&[4][..], Some(2)), (&[1, 2], Some(1)), (&[1, 2], Some(2)), (&[3], None)];
+        let group = |samples: &[(&[u64], Option<u8>)]| {
+            let mut aggregator = Aggregator::default();
+            for &(stack, span) in samples {
+                aggregator.add(sample("a", stack, span)).unwrap();
+            }
+            aggregator.take(0, 1, 1).groups.remove(0)
+        };
+        let mut merged = group(&of_one);
+        merged.merge(group(&of_other));
+        let together = group(&[&of_one[..], &of_other].concat());
+        assert_eq!(merged.samples(), 6);
+        assert_eq!(merged.rows, together.rows);
+        assert!(
+            merged.stacks.iter().eq(&together.stacks) && merged.spans.iter().eq(&together.spans)
+        );
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::cli;
 use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
 use crate::export::{Credential, Secret};
+use crate::pods::is_in_cluster;
 use crate::serve::Listen;
 
 /// Above this a sampler burns more than it finds.
@@ -288,7 +289,7 @@ impl RunConfig {
 /// The name of this node, where pods are to be asked for.
 fn node(kubernetes: cli::Kubernetes, name: Option<String>) -> Result<Option<String>, ConfigError> {
     let in_cluster = match kubernetes {
-        cli::Kubernetes::Auto => std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+        cli::Kubernetes::Auto => is_in_cluster(),
         cli::Kubernetes::On => true,
         cli::Kubernetes::Off => false,
     };

@@ -11,6 +11,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
+use crate::child::log_end;
+
 /// For what takes moments on a quiet machine.
 pub const GRACE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -276,11 +278,7 @@ impl Agent {
     /// The last lines of its log.
     #[must_use]
     pub fn log_end(&self) -> String {
-        const LINES: usize = 40;
-        let log = std::fs::read(self.folder.path().join("log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+        log_end(&self.folder.path().join("log"))
     }
 
     fn stats_path(&self) -> PathBuf {

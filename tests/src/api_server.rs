@@ -2,7 +2,6 @@
 //! because the test says so. Loopback only; everything ends with the test.
 
 use std::fs;
-use std::net::TcpListener;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,6 +11,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::agent::{Process, poll_until};
+use crate::child::log_end;
+use crate::ports::free_ports;
 
 /// Who may do everything.
 const ADMIN: &str = "admin-token";
@@ -214,11 +215,7 @@ impl ApiServer {
     }
 
     fn log_end(&self) -> String {
-        const LINES: usize = 30;
-        let log = fs::read(self.folder.path().join("kube-apiserver.log")).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+        log_end(&self.folder.path().join("kube-apiserver.log"))
     }
 }
 
@@ -229,16 +226,4 @@ fn program(folder: &Path, name: &str) -> Command {
     let log = fs::File::create(folder.join(format!("{name}.log")));
     command.stderr(log.map_or_else(|_error| Stdio::null(), Stdio::from));
     command
-}
-
-/// Ports that were free a moment ago.
-fn free_ports() -> Result<[u16; 3]> {
-    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0"));
-    let mut ports = [0; 3];
-    // All are held until all are known, or two could be the same.
-    for (port, listener) in ports.iter_mut().zip(&listeners) {
-        let listener = listener.as_ref().map_err(|error| anyhow::anyhow!("no port: {error}"))?;
-        *port = listener.local_addr()?.port();
-    }
-    Ok(ports)
 }

@@ -2,6 +2,7 @@
 //! left.
 
 use std::io::{BufRead as _, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -155,6 +156,15 @@ impl Lines {
         while self.next(left())?.is_some() {}
         Ok(std::mem::take(&mut self.read))
     }
+}
+
+/// The last lines of a log; empty if there is none.
+pub(crate) fn log_end(path: &Path) -> String {
+    const LINES: usize = 40;
+    let log = std::fs::read(path).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let lines: Vec<_> = log.lines().collect();
+    lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
 }
 
 /// Polls until `condition` is true.

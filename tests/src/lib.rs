@@ -6,6 +6,7 @@ pub mod wait;
 
 pub mod cargo_fixture;
 pub mod made_elf;
+pub mod ports;
 pub mod process_context;
 pub mod span_writer;
 pub mod switches;

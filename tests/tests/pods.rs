@@ -6,13 +6,14 @@ mod tests {
     use std::collections::BTreeMap;
     use std::fs;
     use std::io::{Read as _, Write as _};
-    use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, SocketAddr, TcpStream};
     use std::path::PathBuf;
     use std::process::Command;
 
     use serde_json::{Value, json};
     use spanprof_tests::agent::{Agent, poll_until};
     use spanprof_tests::api_server::{ApiServer, NODE};
+    use spanprof_tests::ports::free_ports;
     use spanprof_tests::pyroscope::Server;
     use spanprof_tests::relay::Relay;
     use spanprof_tests::require;
@@ -47,16 +48,14 @@ mod tests {
     impl Drop for ControlGroup {
         fn drop(&mut self) {
             drop(fs::write(self.paths[0].join("cgroup.kill"), "1"));
-            for path in &self.paths {
-                // The last one of a pod or of the test is the one that can.
-                let gone = poll_until("a control group is empty", || {
-                    let busy = fs::remove_dir(path).is_err() && path.exists();
-                    let has_more = fs::read_dir(path).is_ok_and(|mut it| {
-                        it.any(|entry| entry.is_ok_and(|it| it.path().is_dir()))
-                    });
-                    Ok((!busy || has_more).then_some(()))
-                });
-                drop(gone);
+            let [group, parents @ ..] = &*self.paths else { return };
+            let gone = poll_until("a control group is empty", || {
+                Ok(fs::remove_dir(group).is_ok().then_some(()))
+            });
+            drop(gone);
+            for parent in parents {
+                // That is refused while another container of it is there.
+                drop(fs::remove_dir(parent));
             }
         }
     }
@@ -91,10 +90,6 @@ mod tests {
         .unwrap();
     }
 
-    fn free_address() -> SocketAddr {
-        TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-    }
-
     fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = TcpStream::connect(address).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -125,7 +120,8 @@ mod tests {
 
         let server = Server::start().unwrap();
         let relay = Relay::start(server.url()).unwrap();
-        let (url, listen) = (relay.url(), free_address());
+        let [port] = free_ports().unwrap();
+        let (url, listen) = (relay.url(), SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
         let address = listen.to_string();
         let arguments = ["--pyroscope-url", &url, "--window", "1s", "--listen", &address];
         let arguments = [&arguments[..], &["--kubernetes", "on", "--node-name", NODE]].concat();

@@ -139,17 +139,15 @@ fn measured(subcommand: &str) -> Command {
 /// Where the programs in Go are, unless the user named others.
 fn tell_go_programs(command: &mut Command, cache: &Path) -> Result<()> {
     let binaries = go_programs::binaries(cache)?;
-    if std::env::var_os("SPANPROF_PYROSCOPE").is_none() && binaries.server.is_file() {
-        command.env("SPANPROF_PYROSCOPE", binaries.server);
-    }
-    if std::env::var_os("SPANPROF_PPROF_READER").is_none() && binaries.reader.is_file() {
-        command.env("SPANPROF_PPROF_READER", binaries.reader);
-    }
-    if std::env::var_os("SPANPROF_KUBERNETES_BIN").is_none() && binaries.kubernetes.is_file() {
-        command.env("SPANPROF_KUBERNETES_BIN", binaries.kubernetes);
-    }
-    if std::env::var_os("SPANPROF_GRAFANA_GO").is_none() && binaries.service.is_file() {
-        command.env("SPANPROF_GRAFANA_GO", binaries.service);
+    for (variable, binary) in [
+        ("SPANPROF_PYROSCOPE", binaries.server),
+        ("SPANPROF_PPROF_READER", binaries.reader),
+        ("SPANPROF_GRAFANA_GO", binaries.service),
+        ("SPANPROF_KUBERNETES_BIN", binaries.kubernetes),
+    ] {
+        if std::env::var_os(variable).is_none() && binary.is_file() {
+            command.env(variable, binary);
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
 
 use indexmap::IndexSet;
 
-use crate::aggregate::{Group, Row};
+use crate::aggregate::Group;
 use crate::attribute::{SpanAttribute, SpanLabel};
 use crate::process::ServiceIdentity;
 
@@ -110,19 +110,8 @@ pub fn cap_attributes(
     for row in &mut group.rows {
         row.span = row.span.map(|span| moved[span]);
     }
-    group.rows.sort_unstable();
-    group.rows.dedup_by(|next, kept| merge(kept, next));
     group.spans = spans;
-}
-
-/// Adds a row to the one before it, if it is of the same stack and span.
-fn merge(kept: &mut Row, next: &Row) -> bool {
-    let is_same = (next.stack, next.span) == (kept.stack, kept.span);
-    if is_same {
-        kept.samples = kept.samples.saturating_add(next.samples);
-        kept.cpu_ns = kept.cpu_ns.saturating_add(next.cpu_ns);
-    }
-    is_same
+    group.sum_rows();
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::series::{Labels, Place, disagrees, labels};
 use crate::aggregate::{Group, Window};
-use crate::pods::{Found, PodContainer, Pods};
+use crate::pods::{Found, PodStats, Pods};
 use crate::process::ServiceIdentity;
 
 /// How much later a window begins of which only what waited is left, in nanoseconds. A container that
@@ -50,12 +50,6 @@ pub struct Placer {
     stats: PlacedStats,
 }
 
-/// What is known of a group's container.
-enum Asked {
-    Placed(Option<Arc<PodContainer>>),
-    NotYet,
-}
-
 impl Placer {
     /// Places what runs here.
     #[must_use]
@@ -69,9 +63,15 @@ impl Placer {
         self.stats
     }
 
-    /// Samples that wait.
+    /// What the watch of pods did so far.
     #[must_use]
-    pub fn waiting(&self) -> u64 {
+    pub fn pod_stats(&self) -> PodStats {
+        self.pods.as_ref().map(Pods::stats).unwrap_or_default()
+    }
+
+    /// Samples that wait.
+    #[cfg(test)]
+    fn waiting(&self) -> u64 {
         self.waiting.as_ref().map_or(0, Window::samples)
     }
 
@@ -80,14 +80,15 @@ impl Placer {
     #[must_use]
     pub fn place(&mut self, mut window: Window) -> [Option<Placed>; 2] {
         let before = self.flush();
-        let (wait, now): (Vec<Group>, Vec<Group>) = std::mem::take(&mut window.groups)
+        let groups = self.ask(&mut window);
+        let (wait, now): (Vec<_>, Vec<_>) = groups
             .into_iter()
-            .partition(|group| matches!(self.ask(group), Asked::NotYet));
+            .partition(|(_, found)| matches!(found, Some(Found::Unknown | Found::OtherPod)));
         if !wait.is_empty() {
-            self.waiting = Some(Window { groups: wait, ..window.clone() });
+            let groups = wait.into_iter().map(|(group, _)| group).collect();
+            self.waiting = Some(Window { groups, ..window.clone() });
         }
-        window.groups = now;
-        let placed = self.placed(window, false);
+        let placed = self.placed(window, now, false);
         [before, Some(placed)]
     }
 
@@ -97,32 +98,37 @@ impl Placer {
         let mut window = self.waiting.take()?;
         window.start_unix_ns = window.start_unix_ns.saturating_add(LATER_NS);
         window.duration_ns = window.duration_ns.saturating_sub(LATER_NS).max(1);
-        Some(self.placed(window, true))
+        let groups = self.ask(&mut window);
+        Some(self.placed(window, groups, true))
     }
 
-    fn ask(&self, group: &Group) -> Asked {
-        let origin = group.service.origin.as_deref();
-        let container = origin.and_then(|origin| origin.container.as_ref());
-        let (Some(pods), Some(container)) = (&self.pods, container) else {
-            return Asked::Placed(None);
+    /// Takes the groups out of a window, each with what is known of its container; `None`: it is in
+    /// none, or there are no pods here.
+    fn ask(&self, window: &mut Window) -> Vec<(Group, Option<Found>)> {
+        let ask = |group: Group| {
+            let container = group.service.container();
+            let found = self.pods.as_ref().zip(container).map(|(pods, it)| pods.find(it));
+            (group, found)
         };
-        match pods.find(container) {
-            Found::Known(pod) => Asked::Placed(Some(pod)),
-            Found::Unknown | Found::OtherPod => Asked::NotYet,
-        }
+        std::mem::take(&mut window.groups).into_iter().map(ask).collect()
     }
 
-    fn placed(&mut self, mut window: Window, waited: bool) -> Placed {
+    fn placed(
+        &mut self,
+        mut window: Window,
+        groups: Vec<(Group, Option<Found>)>,
+        waited: bool,
+    ) -> Placed {
         // Two programs of a container can be one series. The server takes a second profile of a
         // series at the same time for the first one, so there is to be one.
         let mut series: BTreeMap<Labels, Group> = BTreeMap::new();
-        for mut group in std::mem::take(&mut window.groups) {
-            let pod = match self.ask(&group) {
-                Asked::Placed(pod) => pod,
-                Asked::NotYet => None,
+        for (mut group, found) in groups {
+            self.count(&group, found.as_ref(), waited);
+            let pod = match &found {
+                Some(Found::Known(pod)) => Some(pod.as_ref()),
+                _ => None,
             };
-            self.count(&group, pod.as_deref(), waited);
-            let labels = labels(&group.service, pod.as_deref(), &self.place);
+            let labels = labels(&group.service, pod, &self.place);
             let name = labels.get("service_name").cloned().unwrap_or_default();
             group.service = Arc::new(ServiceIdentity {
                 name,
@@ -139,26 +145,23 @@ impl Placer {
         Placed { window, labels }
     }
 
-    fn count(&mut self, group: &Group, pod: Option<&PodContainer>, waited: bool) {
-        let origin = group.service.origin.as_deref();
-        let container = origin.and_then(|origin| origin.container.as_ref());
-        let (Some(pods), Some(container)) = (&self.pods, container) else { return };
+    fn count(&mut self, group: &Group, found: Option<&Found>, waited: bool) {
         let samples = group.samples();
+        let add = |counter: &mut u64| *counter = counter.saturating_add(samples);
         let stats = &mut self.stats;
-        let counted = match (pod, waited) {
-            (Some(_), false) => &mut stats.pod_known,
-            (Some(_), true) => &mut stats.pod_late,
-            (None, _) => &mut stats.pod_unknown,
-        };
-        *counted = counted.saturating_add(samples);
-        match pod {
-            Some(pod) if disagrees(&group.service, pod) => {
-                stats.service_name_differs = stats.service_name_differs.saturating_add(samples);
+        match found {
+            None => {}
+            Some(Found::Known(pod)) => {
+                add(if waited { &mut stats.pod_late } else { &mut stats.pod_known });
+                if disagrees(&group.service, pod) {
+                    add(&mut stats.service_name_differs);
+                }
             }
-            None if pods.find(container) == Found::OtherPod => {
-                stats.pod_contradicted = stats.pod_contradicted.saturating_add(samples);
+            Some(Found::Unknown) => add(&mut stats.pod_unknown),
+            Some(Found::OtherPod) => {
+                add(&mut stats.pod_unknown);
+                add(&mut stats.pod_contradicted);
             }
-            _ => {}
         }
     }
 }

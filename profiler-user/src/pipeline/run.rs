@@ -28,10 +28,10 @@ use crate::config::RunConfig;
 use crate::encode::{
     AdmittedValues, EncodeOptions, Encoded, cap_attributes, encode, split_by_span_name,
 };
-use crate::export::Profile;
 use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
-use crate::pods::Pods;
+use crate::export::{self, Profile};
+use crate::pods::{Pods, is_in_cluster};
 use crate::process::{ElfRegistry, TableStats};
 use crate::serve::{Beat, DEFAULT_LISTEN, Health, Listen, ListenError, Target, Telling, serve};
 use crate::stats::{Count, Stats};
@@ -99,14 +99,13 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         window_budget: config.window / 2,
         ..SymbolizerConfig::new(config.inline)
     };
-    if config.node.is_none() && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() {
+    if config.node.is_none() && is_in_cluster() {
         tracing::warn!("pods are not asked for: --kubernetes is off, or there is no --node-name");
     }
     let place = Place { host: config.host.clone(), node: config.node.clone() };
     let pods = config.node.as_deref().map(Pods::watch_in_cluster);
     let finisher = Finisher {
-        placer: Placer::new(place, pods.clone()),
-        pods,
+        placer: Placer::new(place, pods),
         symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
         span_names: config.span_names.map(AdmittedValues::new),
         attributes: HashMap::new(),
@@ -136,7 +135,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         finished = &mut finished => Some(finished),
     };
     tracing::info!("stopping");
-    health.is_stopping();
+    health.set_stopping();
     stopping.store(true, Ordering::Relaxed);
     stop.stop();
     let by_itself = early.is_some();
@@ -194,8 +193,6 @@ struct Finisher {
     attributes: HashMap<Arc<str>, AdmittedValues>,
     coverage: Coverage,
     placer: Placer,
-    /// The pods of this node, in a cluster.
-    pods: Option<Pods>,
     /// It is time to end: names have to come soon or not at all.
     stopping: Arc<AtomicBool>,
     health: Arc<Health>,
@@ -258,19 +255,20 @@ impl Finisher {
             for (name, group) in parts {
                 let mut labels = labels.clone();
                 labels.extend(name.map(|name| ("span_name".to_owned(), name.to_string())));
-                self.push(window, &group, labels, &names);
+                let labels = labels.into_iter().collect();
+                self.push(window, &group, &labels, &names);
             }
         }
     }
 
-    fn push(&self, window: &Window, group: &Group, labels: Labels, names: &Names) {
+    fn push(&self, window: &Window, group: &Group, labels: &export::Labels, names: &Names) {
         let options = EncodeOptions::pyroscope(self.exporter.takes_trace_id());
         let Encoded { parts, zero_value_samples } = encode(window, group, names, &options);
         self.stats.add(Count::LostZeroValue, zero_value_samples);
         for part in parts {
             self.stats.add(Count::SamplesEncoded, part.samples);
             self.exporter.try_push(Profile {
-                labels: labels.clone().into_iter().collect(),
+                labels: labels.clone(),
                 samples: part.samples,
                 start_unix_ns: window.start_unix_ns,
                 duration_ns: window.duration_ns,
@@ -285,7 +283,7 @@ impl Finisher {
         Ok(Books::new(self.counters.totals()?, &self.stats, queued)
             .with("services", &self.coverage)
             .with("containers", &self.placer.stats())
-            .with("pods", &self.pods.as_ref().map(Pods::stats).unwrap_or_default())
+            .with("pods", &self.placer.pod_stats())
             .with("process", &self.process)
             .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)

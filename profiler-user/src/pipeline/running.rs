@@ -118,7 +118,7 @@ impl Running {
             .name("collect".to_owned())
             .spawn(move || collector.run(capture, window, &finished))
             .map_err(StartError::Thread)?;
-        health.is_sampling();
+        health.set_sampling();
         Ok(Self { stop, counters, elfs, perf_maps, windows, collector })
     }
 }

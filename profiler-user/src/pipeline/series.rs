@@ -43,7 +43,7 @@ pub fn labels(service: &ServiceIdentity, pod: Option<&PodContainer>, place: &Pla
     if let Some(node) = &place.node {
         set("node", node);
     }
-    match (pod, origin.and_then(|origin| origin.container.as_ref())) {
+    match (pod, service.container()) {
         (Some(container), _) => {
             set("namespace", &container.pod.namespace);
             set("pod", &container.pod.name);

@@ -6,4 +6,4 @@ mod watch;
 
 pub use index::{Found, PodIndex};
 pub use pod::{PodContainer, PodFacts};
-pub use watch::{PodStats, Pods};
+pub use watch::{PodStats, Pods, is_in_cluster};

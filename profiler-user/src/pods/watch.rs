@@ -163,6 +163,12 @@ impl Pods {
     }
 }
 
+/// Whether this process is in a pod: each one is told where the API server is.
+#[must_use]
+pub fn is_in_cluster() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
+}
+
 fn client(mut config: Config) -> Result<Client, kube::Error> {
     config.connect_timeout = Some(ANSWER);
     config.read_timeout = Some(SILENCE);

@@ -321,11 +321,10 @@ fn is_vsyscall(mapping: &Mapping) -> bool {
 }
 
 fn service(context: Option<&ProcessContext>, identity: &Identity) -> Arc<ServiceIdentity> {
-    let said = context.and_then(ServiceIdentity::of_context).map(Arc::new);
-    let told = || identity.told.as_ref().map(Arc::clone);
-    let (named_by, service) = match (said, told()) {
-        (Some(said), _) => (NamedBy::Context, said),
-        (None, Some(told)) => (NamedBy::Environment, told),
+    let said = context.and_then(ServiceIdentity::of_context);
+    let (named_by, service) = match (said, &identity.told) {
+        (Some(said), _) => (NamedBy::Context, Arc::new(said)),
+        (None, Some(told)) => (NamedBy::Environment, Arc::clone(told)),
         (None, None) => (NamedBy::Executable, Arc::new(ServiceIdentity::unknown(&identity.name))),
     };
     let Some(Cgroup { container, unit }) = &identity.cgroup else { return service };

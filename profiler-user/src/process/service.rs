@@ -80,6 +80,12 @@ impl ServiceIdentity {
         Self::named(name.unwrap_or_else(|| UNKNOWN.into()))
     }
 
+    /// The container that it runs in, if that was read.
+    #[must_use]
+    pub fn container(&self) -> Option<&Container> {
+        self.origin.as_ref()?.container.as_ref()
+    }
+
     /// The labels of its profiles, by name: those that it has.
     pub fn labels(&self) -> impl Iterator<Item = (&'static str, &str)> {
         [

@@ -31,12 +31,12 @@ pub struct Health {
 
 impl Health {
     /// All CPUs are sampled, and the processes that ran at the start are known.
-    pub fn is_sampling(&self) {
+    pub fn set_sampling(&self) {
         self.sampling.store(true, Ordering::Relaxed);
     }
 
     /// It was told to end.
-    pub fn is_stopping(&self) {
+    pub fn set_stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
@@ -88,17 +88,17 @@ mod tests {
     fn ready_is_between_the_start_and_the_end() {
         let health = Health::default();
         assert_eq!((health.hangs(), health.is_not_ready()), (None, Some("not sampling yet")));
-        health.is_sampling();
+        health.set_sampling();
         health.beat(Beat::Collect);
         assert_eq!((health.hangs(), health.is_not_ready()), (None, None));
-        health.is_stopping();
+        health.set_stopping();
         assert_eq!((health.hangs(), health.is_not_ready()), (None, Some("stopping")));
     }
 
     #[test]
     fn a_thread_that_was_not_seen_for_long_hangs() {
         let health = Health::default();
-        health.is_sampling();
+        health.set_sampling();
         let long_ago = boot_now().0.saturating_sub(61_000_000_000).max(1);
         for thread in [Beat::Finish, Beat::Collect] {
             health.beats[thread as usize].store(long_ago, Ordering::Relaxed);

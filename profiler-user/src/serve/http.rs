@@ -119,7 +119,7 @@ async fn accept(listener: TcpListener, router: Router) {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    match encode_metrics(&shared.telling.books()) {
+    match encode_metrics(shared.telling.books()) {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(_never) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
@@ -188,9 +188,9 @@ mod tests {
         let status = async |path, host| get(address, path, host).await[9..12].to_owned();
         assert_eq!(status("/healthz", "x").await, "200");
         assert_eq!(status("/readyz", "x").await, "503");
-        health.is_sampling();
+        health.set_sampling();
         assert_eq!(status("/readyz", "x").await, "200");
-        health.is_stopping();
+        health.set_stopping();
         assert!(get(address, "/readyz", "x").await.ends_with("stopping"));
         let metrics = get(address, "/metrics", "x").await;
         assert!(metrics.contains("openmetrics-text; version=1.0.0"), "{metrics}");

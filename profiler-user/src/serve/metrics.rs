@@ -1,6 +1,8 @@
 //! The counters as `OpenMetrics`: each one that `--stats` writes, under a name that follows from its
 //! own. None has a label that a process could choose.
 
+use std::sync::Arc;
+
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, text::encode},
@@ -35,16 +37,16 @@ const GAUGES_PREFIX: &str = "unwind_files_";
 /// # Errors
 ///
 /// Writing to a string fails: it does not.
-pub fn encode_metrics(books: &Value) -> Result<String, std::fmt::Error> {
+pub fn encode_metrics(books: Arc<Value>) -> Result<String, std::fmt::Error> {
     let mut registry = Registry::default();
-    registry.register_collector(Box::new(Books(books.clone())));
+    registry.register_collector(Box::new(Books(books)));
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct Books(Value);
+struct Books(Arc<Value>);
 
 impl Collector for Books {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
@@ -135,7 +137,7 @@ mod tests {
             "services": [{"service": "evil\n"}],
             "balances": [{"stage": "kernel"}],
         });
-        let text = encode_metrics(&books).unwrap();
+        let text = encode_metrics(Arc::new(books)).unwrap();
         for line in [
             "spanprof_samples_taken_total 12",
             "spanprof_span_valid_total 5",

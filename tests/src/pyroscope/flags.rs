@@ -1,11 +1,12 @@
 //! How to start a server of either storage so that it stays on loopback, is ready soon, and tells
 //! nobody about it.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+
+use crate::ports::free_ports;
 
 /// Which storage a server has, and so which flags it knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,15 +27,7 @@ pub(super) struct Ports {
 impl Ports {
     /// Ports that nobody has at this moment.
     pub(super) fn free() -> Result<Self> {
-        // Held together, so that they differ.
-        let listeners = (0..4)
-            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ports = listeners
-            .iter()
-            .map(|listener| Ok(listener.local_addr()?.port()))
-            .collect::<Result<Vec<_>>>()?;
-        let [http, grpc, gossip, raft] = *ports else { anyhow::bail!("not four ports") };
+        let [http, grpc, gossip, raft] = free_ports()?;
         Ok(Self { http, grpc, gossip, raft })
     }
 

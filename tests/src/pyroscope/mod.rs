@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use self::flags::{Ports, Storage};
+use crate::child::log_end;
 
 mod flags;
 mod query;
@@ -167,11 +168,7 @@ impl Server {
     /// The last lines of the server's log.
     #[must_use]
     pub fn log_end(&self) -> String {
-        const LINES: usize = 40;
-        let log = std::fs::read(self.log_path()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<_> = log.lines().collect();
-        lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default().join("\n")
+        log_end(&self.log_path())
     }
 
     fn log_path(&self) -> PathBuf {
