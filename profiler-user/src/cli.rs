@@ -3,6 +3,7 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
+use clap::builder::BoolishValueParser as Boolish;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// The default sampling frequency: a prime, so that it keeps out of step with timers of the host.
@@ -67,9 +68,10 @@ Examples:
 pub struct Sampling {
     /// Samples per second and CPU, 1 to 10000
     #[arg(short = 'F', long = "frequency", value_name = "HZ", default_value_t = DEFAULT_HZ)]
+    #[arg(env = "SPANPROF_FREQUENCY")]
     pub hz: u32,
     /// Show the diagnostics of the BPF programs in the log
-    #[arg(long)]
+    #[arg(long, env = "SPANPROF_BPF_LOG", value_parser = Boolish::new())]
     pub bpf_log: bool,
     /// The most memory that unwind tables may take, in MiB. Files that there is no room for are
     /// walked by frame pointer
@@ -150,14 +152,15 @@ pub enum Unsampled {
 #[derive(Args, Clone, Debug)]
 pub struct Spans {
     /// Charge samples to the local root span or to the active span
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, env = "SPANPROF_SPAN_SCOPE")]
     pub span_scope: SpanScope,
     /// What becomes of samples in spans that are not sampled (W3C trace flags)
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, env = "SPANPROF_UNSAMPLED_SPANS")]
     pub unsampled_spans: Unsampled,
     /// Label samples with this attribute of the active span, as http_route for http.route, where
-    /// the process publishes it. May be given up to 8 times
-    #[arg(long = "span-attribute", value_name = "KEY")]
+    /// the process publishes it. May be given up to 8 times; in the variable, commas are between
+    #[arg(long = "span-attribute", value_name = "KEY", value_delimiter = ',')]
+    #[arg(env = "SPANPROF_SPAN_ATTRIBUTE")]
     pub attributes: Vec<String>,
 }
 
@@ -262,25 +265,27 @@ pub struct Run {
     pub spans: Spans,
     /// The most values of a span attribute that a service has labels of; the others share `other`:
     /// in Pyroscope, every set of values is a series
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, env = "SPANPROF_SPAN_ATTRIBUTE_MAX")]
     pub span_attribute_max: usize,
     /// The server: http:// or https://, host, port, and its path prefix if it has one
     #[arg(long, value_name = "URL", env = "SPANPROF_PYROSCOPE_URL")]
     pub pyroscope_url: String,
     /// How much time one profile covers, 1s to 30s: Grafana looks 30 s around a span
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    #[arg(env = "SPANPROF_WINDOW")]
     pub window: Duration,
     /// Show inlined functions as frames of their own: more exact, and more memory and CPU
-    #[arg(long)]
+    #[arg(long, env = "SPANPROF_INLINE", value_parser = Boolish::new())]
     pub inline: bool,
     /// Label samples with their trace id
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(long, value_enum, default_value_t, env = "SPANPROF_TRACE_ID")]
     pub trace_id: TraceIdLabel,
     /// Label profiles with the span's name: one series per name and service
-    #[arg(long)]
+    #[arg(long, env = "SPANPROF_SPAN_NAME", value_parser = Boolish::new())]
     pub span_name: bool,
     /// The most span names of a service; the others share `other`
     #[arg(long, value_name = "N", default_value_t = 100, requires = "span_name")]
+    #[arg(env = "SPANPROF_SPAN_NAME_MAX")]
     pub span_name_max: usize,
     /// The `host` label; the host's name if not given
     #[arg(long, value_name = "NAME", env = "SPANPROF_HOST")]
@@ -311,17 +316,18 @@ pub struct Run {
     #[arg(env = "SPANPROF_BEARER_TOKEN_FILE")]
     pub bearer_token_file: Option<PathBuf>,
     /// Another header of every request. No place for a secret: the list of processes shows it. May
-    /// be given more than once
-    #[arg(long, value_name = "NAME: VALUE")]
+    /// be given more than once; in the variable, each is a line
+    #[arg(long, value_name = "NAME: VALUE", value_delimiter = '\n')]
+    #[arg(env = "SPANPROF_HEADER", hide_env_values = true)]
     pub header: Vec<String>,
     /// Trust the certificate authorities in this PEM file instead of the public ones
     #[arg(long, value_name = "FILE", env = "SPANPROF_TLS_CA_FILE")]
     pub tls_ca_file: Option<PathBuf>,
     /// Profiles that wait for the server, in MiB; the oldest go first
-    #[arg(long, value_name = "MIB", default_value_t = 64)]
+    #[arg(long, value_name = "MIB", default_value_t = 64, env = "SPANPROF_QUEUE_MIB")]
     pub queue_mib: usize,
     /// Write every counter of the pipeline to this file after each window, as JSON
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "SPANPROF_STATS")]
     pub stats: Option<PathBuf>,
 }
 
@@ -339,6 +345,19 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What is said in the ConfigMap is what is said on the command line.
+    #[test]
+    fn every_option_of_run_has_a_variable_of_its_name() {
+        let mut cli = Cli::command();
+        let run = cli.find_subcommand_mut("run").unwrap();
+        for option in run.get_arguments().filter(|option| !option.is_hide_set()) {
+            let Some(long) = option.get_long().filter(|long| *long != "help") else { continue };
+            let name = format!("SPANPROF_{}", long.replace('-', "_").to_uppercase());
+            let variable = option.get_env().and_then(|variable| variable.to_str());
+            assert_eq!(variable, Some(name.as_str()), "--{long}");
+        }
     }
 
     #[track_caller]

@@ -271,6 +271,7 @@ impl RunConfig {
                 reuse: typed.sampling.stack_reuse.into(),
                 unwind_memory_max: u64::from(typed.sampling.max_unwind_mib) << 20,
                 hook_probe: typed.sampling.hook_probe.map(HookProbe::from),
+                least_privilege: true,
             },
             spans: span_policy(typed.spans)?,
             span_attribute_values: typed.span_attribute_max,

@@ -12,6 +12,7 @@
 pub mod stats;
 
 pub mod decode;
+pub mod privilege;
 pub mod clock;
 pub mod container;
 pub mod pods;

@@ -8,12 +8,14 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::Context as _;
 use clap::Parser as _;
 use profiler_user::capture::support::{Check, Facts, Verdict};
 use profiler_user::cli::{Cli, Command};
 use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
 use profiler_user::inspect;
 use profiler_user::pipeline::{record, replay, run};
+use profiler_user::privilege::Setup;
 use profiler_user::symbolize::worker;
 use tracing_subscriber::EnvFilter;
 
@@ -62,7 +64,9 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             if let Some(code) = privileges_missing() {
                 return Ok(code);
             }
-            runtime()?.block_on(run::run(config))?;
+            // Before there are other threads, which would have everything.
+            let setup = Setup::split().context("cannot give up capabilities")?;
+            runtime()?.block_on(run::run(config, setup))?;
         }
         Command::Replay(typed) => {
             let config = match OutputsConfig::new(typed.outputs) {

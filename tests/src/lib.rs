@@ -20,6 +20,7 @@ pub mod spanprof;
 
 pub mod agent;
 pub mod api_server;
+pub mod cluster;
 pub mod pushed;
 pub mod pyroscope;
 pub mod relay;

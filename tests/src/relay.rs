@@ -93,7 +93,16 @@ impl Relay {
     ///
     /// There is no port, or no thread.
     pub fn start(server: String) -> Result<Self> {
-        Self::with(Some(server), Act::Pass)
+        Self::with(Some(server), Act::Pass, Ipv4Addr::LOCALHOST)
+    }
+
+    /// The same, at another address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`](Self::start).
+    pub fn start_at(server: String, address: Ipv4Addr) -> Result<Self> {
+        Self::with(Some(server), Act::Pass, address)
     }
 
     /// Without a server.
@@ -102,10 +111,10 @@ impl Relay {
     ///
     /// As [`start`](Self::start).
     pub fn alone(always: Act) -> Result<Self> {
-        Self::with(None, always)
+        Self::with(None, always, Ipv4Addr::LOCALHOST)
     }
 
-    fn with(server: Option<String>, always: Act) -> Result<Self> {
+    fn with(server: Option<String>, always: Act, address: Ipv4Addr) -> Result<Self> {
         let http = reqwest::blocking::Client::builder()
             .no_proxy()
             .timeout(CONNECTION_DEADLINE)
@@ -119,7 +128,7 @@ impl Relay {
             failures: Vec::new(),
         };
         let shared = Arc::new(Shared { server, http, state: Mutex::new(state) });
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let any = SocketAddr::from((address, 0));
         let mut relay = Self { address: any, shared, acceptor: None };
         relay.listen()?;
         Ok(relay)

@@ -51,6 +51,9 @@ impl std::fmt::Display for Missing {
 /// | `MuslRust` | the compiler, and the source of the library, that make programs for musl |
 /// | `Mold` | the path of the linker mold, as `ld.mold` |
 /// | `Runc` | the path of `runc` |
+/// | `Containerd` | the path of `containerd` |
+/// | `Cni` | the path of CNI's plugin `bridge`, as `cni-bridge` |
+/// | `Image` | the path of the agent's container image |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 /// | `Qemu` | the path of `qemu-system-x86_64` |
 /// | `Kernel("6.1")` | the path of the image of this kernel |
@@ -145,6 +148,15 @@ macro_rules! require_one {
     };
     (Runc) => {
         $crate::require::tool("runc", "SPANPROF_RUNC")
+    };
+    (Containerd) => {
+        $crate::require::tool("containerd", "SPANPROF_CONTAINERD")
+    };
+    (Cni) => {
+        $crate::require::tool("cni-bridge", "SPANPROF_CNI")
+    };
+    (Image) => {
+        $crate::require::file("SPANPROF_IMAGE", "run the tests by `cargo xtask test`")
     };
     (Qemu) => {
         $crate::require::tool("qemu-system-x86_64", "SPANPROF_QEMU")

@@ -1,5 +1,5 @@
 //! What makes and runs some programs that the tests profile: musl's compiler and its loader, the
-//! linker mold, runc, QEMU.
+//! linker mold, runc, QEMU, and what a node of Kubernetes runs beside it.
 //!
 //! On Debian and its relatives the packages are unpacked into the cache, each in a folder of its
 //! version. Elsewhere, the tests take what is on `PATH`, or tell that they did not run.
@@ -34,7 +34,7 @@ pub(crate) struct Tool {
 }
 
 /// All of them.
-pub(crate) const TOOLS: [Tool; 5] = [
+pub(crate) const TOOLS: [Tool; 7] = [
     Tool {
         name: "musl",
         program: "musl-gcc",
@@ -68,6 +68,23 @@ pub(crate) const TOOLS: [Tool; 5] = [
         unpacked: "usr/sbin/runc",
         arguments: "",
         variable: "SPANPROF_RUNC",
+    },
+    Tool {
+        name: "containerd",
+        program: "containerd",
+        packages: &["containerd"],
+        unpacked: "usr/bin/containerd",
+        arguments: "",
+        variable: "SPANPROF_CONTAINERD",
+    },
+    Tool {
+        name: "cni",
+        // Beside it are the others.
+        program: "cni-bridge",
+        packages: &["containernetworking-plugins"],
+        unpacked: "usr/lib/cni/bridge",
+        arguments: "",
+        variable: "SPANPROF_CNI",
     },
     Tool {
         name: "qemu",

@@ -18,6 +18,8 @@ mod apt;
 mod setup;
 mod doctor;
 mod build;
+mod image;
+mod oci;
 mod test;
 mod test_count;
 mod demo;
@@ -63,7 +65,20 @@ enum Command {
     /// Tell which tools are there, and what brings the others.
     Doctor,
     /// Build the release binary of spanprof.
-    Build,
+    Build {
+        /// As a program that needs no C library beside itself, for containers and other machines.
+        #[arg(long)]
+        r#static: bool,
+    },
+    /// Make a container image of the agent, without a container engine.
+    ///
+    /// An OCI image layout in a tar, for `ctr images import`, `podman load` or `skopeo copy`. Needs
+    /// the C library for static programs (`libc.a`).
+    Image {
+        /// The cargo profile.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Profile the example service, and hold the profile against the service's own clock.
     ///
     /// Needs root. Writes to `target/demo`.
@@ -106,7 +121,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::run(),
         Command::Doctor => doctor::run(),
-        Command::Build => build::run(),
+        Command::Build { r#static } => build::run(r#static),
+        Command::Image { profile } => image::run(&profile),
         Command::Demo => demo::run(),
         Command::Bench { what: None, .. } => bench::run(),
         Command::Bench { what: Some(Measured::Unwind), vs } => {

@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::exec::{cargo, exec, stream, target_dir};
-use crate::setup::{Tools, provide};
+use crate::setup::{Tools, provide, shout};
 use crate::test_count::Count;
-use crate::{fixture_tools, go_programs, guests, musl_rust};
+use crate::{fixture_tools, go_programs, guests, image, musl_rust};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -98,11 +98,17 @@ impl Tests {
 
     /// Runs tests of the whole: `which` for cargo, `filter` for the tests' own runner.
     fn run_whole(&mut self, cache: &Path, which: &[&str], filter: &[&str]) -> Result<()> {
+        // First: the dynamic one, which is built next, has the same name.
+        let image = image::of_profile(with_frame_pointers(), PROFILE);
         let [spanprof, checkout] = build_measured()?;
         let mut whole = measured("test");
         whole.args(["--package=spanprof-tests", "--no-fail-fast"]).args(which);
         // One at a time: they share the kernel, and measure it.
         whole.args(["--", "--test-threads=1"]).args(filter);
+        match image {
+            Ok(image) => drop(whole.env("SPANPROF_IMAGE", image)),
+            Err(error) => shout(&format!("{error:#}: THE TESTS OF THE IMAGE WILL NOT RUN.")),
+        }
         whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
         tell_go_programs(&mut whole, cache)?;
         fixture_tools::tell(&mut whole, cache);
@@ -131,8 +137,14 @@ pub(crate) fn build_measured() -> Result<[PathBuf; 2]> {
 }
 
 fn measured(subcommand: &str) -> Command {
+    let mut command = with_frame_pointers();
+    command.args([subcommand, "--profile", PROFILE]);
+    command
+}
+
+fn with_frame_pointers() -> Command {
     let mut command = cargo();
-    command.args([subcommand, "--profile", PROFILE]).env("RUSTFLAGS", RUSTFLAGS);
+    command.env("RUSTFLAGS", RUSTFLAGS);
     command
 }
 

@@ -35,6 +35,7 @@ use super::support;
 use super::uprobe::{HookProbe, Uprobes};
 use crate::clock::boot_now;
 use crate::decode::{BootTime, Pid};
+use crate::privilege::keep_steady;
 use crate::stats::Stats;
 
 /// The programs that follow processes, and their raw tracepoints.
@@ -63,6 +64,8 @@ pub struct CaptureConfig {
     pub unwind_memory_max: u64,
     /// How calls of span-marker's hook are noticed; `None`: as this kernel can.
     pub hook_probe: Option<HookProbe>,
+    /// The threads that go on sampling give up what only the start needs.
+    pub least_privilege: bool,
 }
 
 impl CaptureConfig {
@@ -185,7 +188,7 @@ impl Capture {
         })?;
 
         // It is given the maps before others take them.
-        let hooks = start_hooks(&mut ebpf, config.hook_probe)?;
+        let hooks = start_hooks(&mut ebpf, config)?;
         let (slots, targets) =
             (take_map(&mut ebpf, "SPAN_SLOTS")?, take_map(&mut ebpf, "TARGETS")?);
         let mut control = Control::new(slots, targets, config.targets.is_some());
@@ -219,6 +222,7 @@ impl Capture {
             return Err(error);
         }
 
+        let least_privilege = config.least_privilege;
         let (to_next_stage, batches) = sync_channel(BATCHES);
         let stop = eventfd(0, EventfdFlags::CLOEXEC).map_err(thread_error)?;
         let drain = Drain {
@@ -239,7 +243,12 @@ impl Capture {
         };
         let drain = std::thread::Builder::new()
             .name("drain".to_owned())
-            .spawn(move || drain.run())
+            .spawn(move || {
+                if least_privilege && let Err(error) = keep_steady() {
+                    tracing::warn!(%error, "the draining thread keeps its capabilities");
+                }
+                drain.run();
+            })
             .map_err(CaptureError::Thread)?;
         let capture = Self { batches, stop, drain: Some(drain), has_panicked: false };
         Ok(Started { capture, control, unwind_maps, hooks, counters, since })
@@ -337,13 +346,13 @@ fn follow(ebpf: &mut Ebpf, name: &'static str, tracepoint: &str) -> Result<(), C
 }
 
 /// Without probes all else works: processes are found by looking at them, some milliseconds later.
-fn start_hooks(ebpf: &mut Ebpf, wanted: Option<HookProbe>) -> Result<Hooks, CaptureError> {
-    let uprobes = Uprobes::load(ebpf, wanted).unwrap_or_else(|error| {
+fn start_hooks(ebpf: &mut Ebpf, config: &CaptureConfig) -> Result<Hooks, CaptureError> {
+    let uprobes = Uprobes::load(ebpf, config.hook_probe).unwrap_or_else(|error| {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(error, "no uprobes: the first spans of short processes may have no labels");
         None
     });
-    Hooks::start(uprobes).map_err(CaptureError::Thread)
+    Hooks::start(uprobes, config.least_privilege).map_err(CaptureError::Thread)
 }
 
 fn thread_error(errno: rustix::io::Errno) -> CaptureError {

@@ -118,7 +118,10 @@ pub async fn record(
             reuse: config.reuse,
             unwind_memory_max: config.unwind_memory_max,
             hook_probe: config.hook_probe,
+            // Its command is to have everything that the caller has.
+            least_privilege: false,
         },
+        setup: None,
         health: Arc::default(),
         origins: false,
         spans: config.outputs.spans.clone(),

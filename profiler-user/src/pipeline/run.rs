@@ -32,6 +32,7 @@ use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::pyroscope::{ConfigError, Pyroscope};
 use crate::export::{self, Profile};
 use crate::pods::{Pods, is_in_cluster};
+use crate::privilege::Setup;
 use crate::process::{ElfRegistry, TableStats};
 use crate::serve::{Beat, DEFAULT_LISTEN, Health, Listen, ListenError, Target, Telling, serve};
 use crate::stats::{Count, Stats};
@@ -72,7 +73,7 @@ pub enum RunError {
 ///
 /// Nothing could be sampled, or a thread of ours has panicked. A server that is not there is no
 /// error.
-pub async fn run(config: RunConfig) -> Result<(), RunError> {
+pub async fn run(config: RunConfig, setup: Setup) -> Result<(), RunError> {
     // First of all: as process 1 of a container, a signal without a handler is ignored.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -87,6 +88,7 @@ pub async fn run(config: RunConfig) -> Result<(), RunError> {
         capture: config.capture.clone(),
         spans: config.spans.clone(),
         origins: true,
+        setup: Some(setup),
         health: Arc::clone(&health),
         window: Some(config.window),
         recorder: None,

@@ -17,6 +17,7 @@ use crate::attribute::SpanPolicy;
 use crate::capture::live::{Started, Stop};
 use crate::capture::{Capture, CaptureConfig, CaptureError, Counters};
 use crate::clock::boot_now;
+use crate::privilege::Setup;
 use crate::process::{ElfRegistry, PerfMapRegistry, Proc, ProcessTable, TableLimits};
 use crate::serve::Health;
 use crate::stats::Stats;
@@ -35,7 +36,7 @@ pub enum StartError {
     #[error("cannot read the list of processes")]
     Processes(#[source] io::Error),
     /// A thread.
-    #[error("cannot start the collecting thread")]
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
 }
 
@@ -51,6 +52,8 @@ pub struct StartConfig {
     pub window: Option<Duration>,
     /// Where what came from the kernel is stored.
     pub recorder: Option<Recorder>,
+    /// Where the kernel is asked for what only the start may ask for; `None`: here.
+    pub setup: Option<Setup>,
     /// Who wants to know whether the thread lives.
     pub health: Arc<Health>,
 }
@@ -78,10 +81,16 @@ impl Running {
     ///
     /// The kernel refuses, or there is no thread or descriptor left.
     pub fn start(config: StartConfig, stats: &Arc<Stats>) -> Result<Self, StartError> {
-        let StartConfig { capture: wanted, spans, origins, window, recorder, health } = config;
+        let StartConfig { capture: wanted, spans, origins, window, recorder, setup, health } =
+            config;
         // Events come before the scan, so that no program that starts meanwhile is missed.
-        let Started { capture, mut control, unwind_maps, hooks, counters, since } =
-            Capture::start(&wanted, Arc::clone(stats))?;
+        let Started { capture, mut control, unwind_maps, hooks, counters, since } = match setup {
+            Some(setup) => {
+                let (wanted, stats) = (wanted.clone(), Arc::clone(stats));
+                setup.run(move || Capture::start(&wanted, stats)).map_err(StartError::Thread)?
+            }
+            None => Capture::start(&wanted, Arc::clone(stats)),
+        }?;
         let proc = Proc::default();
         if let Some(targets) = &wanted.targets {
             // Forks are followed from here on; those before are found now.

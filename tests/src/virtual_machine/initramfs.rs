@@ -114,7 +114,7 @@ fn name(path: &Path) -> Result<&str> {
 }
 
 /// The shared libraries of a program, and what loads them, by `ldd`.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(program).output().context("`ldd` is needed")?;
     let said =
         [output.stdout, output.stderr].map(|said| String::from_utf8_lossy(&said).into_owned());

@@ -7,9 +7,10 @@ const USER: &str = "profiler-user/src";
 
 /// The pipeline from left to right. Whatever is not here (the command line, what wires the stages)
 /// stands to the right of all of them.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 16] = [
     "stats",
     "decode",
+    "privilege",
     "clock",
     "container",
     "pods",

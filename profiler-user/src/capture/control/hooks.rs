@@ -16,6 +16,7 @@ use std::{
 use serde::Serialize;
 
 use crate::capture::uprobe::{HookProbe, Probe, ProbeError, Uprobes};
+use crate::privilege::keep_steady;
 use crate::process::{ElfId, HookFact};
 
 /// Facts that may wait. At the start there is one for each file with a hook.
@@ -58,7 +59,10 @@ impl Hooks {
     /// # Errors
     ///
     /// There is no thread to be had.
-    pub(in crate::capture) fn start(uprobes: Option<Uprobes>) -> io::Result<Self> {
+    pub(in crate::capture) fn start(
+        uprobes: Option<Uprobes>,
+        least_privilege: bool,
+    ) -> io::Result<Self> {
         let probed_by = match uprobes.as_ref().map(Uprobes::kind) {
             Some(HookProbe::Multi) => "multi",
             Some(HookProbe::Perf) => "perf",
@@ -68,9 +72,14 @@ impl Hooks {
         let Some(uprobes) = uprobes else { return Ok(Self { facts: None, stats }) };
         let (facts, received) = sync_channel(FACTS);
         let shared = Arc::clone(&stats);
-        std::thread::Builder::new()
-            .name("hooks".to_owned())
-            .spawn(move || run(&uprobes, &received, &shared))?;
+        std::thread::Builder::new().name("hooks".to_owned()).spawn(move || {
+            // A perf event on a uprobe takes CAP_SYS_ADMIN each time; a link does not.
+            let gives_up = least_privilege && uprobes.kind() == HookProbe::Multi;
+            if gives_up && let Err(error) = keep_steady() {
+                tracing::warn!(%error, "the hooks' thread keeps its capabilities");
+            }
+            run(&uprobes, &received, &shared);
+        })?;
         Ok(Self { facts: Some(facts), stats })
     }
 

@@ -11,11 +11,12 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, Gid, Uid, capability_is_in_bounding_set,
-    clear_ambient_capability_set, remove_capability_from_bounding_set, set_capabilities,
+    CapabilitySet, CapabilitySets, Gid, Uid, clear_ambient_capability_set, set_capabilities,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use thiserror::Error;
+
+use crate::privilege::bound;
 
 /// The user that the worker becomes if it may. Nobody else's: with the id of `nobody` it could
 /// trace every process that runs as `nobody`. 1934622721 is in the range that systemd's list of user
@@ -67,18 +68,7 @@ pub(super) fn confine(socket: &OwnedFd) -> Result<(), ConfineError> {
     // When memory is short, this process goes before the profiler and before the workload. Only a
     // wish: in a container `/proc` may be read-only.
     drop(fs::write("/proc/self/oom_score_adj", "1000"));
-    // Dropping from the bounding set is itself privileged, and without privileges there is nothing
-    // that the set could bound: then `no_new_privs` is what counts.
-    for bit in 0..u64::BITS {
-        // By number, so that capabilities of a kernel newer than this program go too.
-        let capability = CapabilitySet::from_bits_retain(1 << bit);
-        match capability_is_in_bounding_set(capability) {
-            Ok(true) if remove_capability_from_bounding_set(capability).is_err() => break,
-            Ok(_) => {}
-            // The kernel has no more.
-            Err(_) => break,
-        }
-    }
+    bound(CapabilitySet::empty());
     become_nobody_else()?;
     clear_ambient_capability_set().map_err(step("clear the ambient capabilities"))?;
     let none = CapabilitySet::empty();
