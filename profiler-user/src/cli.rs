@@ -22,7 +22,7 @@ pub struct Cli {
 }
 
 /// What to do.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum Command {
     /// Profile this host, some processes or one command for a while, and write what was found
     #[command(after_help = RECORD_EXAMPLES)]
@@ -30,6 +30,9 @@ pub enum Command {
     /// Profile this host until told to stop, and push to Grafana Pyroscope
     #[command(after_help = RUN_EXAMPLES)]
     Run(Box<Run>),
+    /// Check what `run` would do with these options, or print them as a file of options
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Make the same outputs from a file of `record --raw`: needs no privileges
     Replay(Replay),
     /// Say what is known of a process or a file: mappings, unwind tables, span slot, names of code
@@ -41,6 +44,15 @@ pub enum Command {
     /// Turn addresses into names for the process that started this one
     #[command(hide = true)]
     SymbolizeWorker,
+}
+
+/// `spanprof config`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Say what is wrong with the options of `run`, its file and its variables included
+    Check(Box<Run>),
+    /// Print every option of `run` as it would be in force, and where it is from; secrets are hidden
+    Print(Box<Run>),
 }
 
 const RECORD_EXAMPLES: &str = "\
@@ -180,7 +192,7 @@ pub struct Outputs {
 }
 
 /// `spanprof record`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Record {
     /// How long: 30s, 2m, 1h. If not given, 10s; with a command, until it ends. A command that goes
     /// on after that is told to end (SIGTERM)
@@ -207,7 +219,7 @@ pub struct Record {
 }
 
 /// `spanprof replay`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Replay {
     /// A file of `spanprof record --raw`
     pub file: PathBuf,
@@ -217,7 +229,7 @@ pub struct Replay {
 }
 
 /// `spanprof inspect`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Inspect {
     /// A process, by its id, or a file
     #[arg(value_name = "PID|FILE")]
@@ -255,8 +267,12 @@ pub enum Kubernetes {
 }
 
 /// `spanprof run`.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Run {
+    /// Take options from this YAML file too: keys are the options' names with _ for -. What is typed
+    /// goes before variables, and these before the file. Read again on SIGHUP
+    #[arg(long, value_name = "FILE", env = "SPANPROF_CONFIG")]
+    pub config: Option<PathBuf>,
     /// How to sample.
     #[command(flatten)]
     pub sampling: Sampling,
@@ -269,7 +285,18 @@ pub struct Run {
     pub span_attribute_max: usize,
     /// The server: http:// or https://, host, port, and its path prefix if it has one
     #[arg(long, value_name = "URL", env = "SPANPROF_PYROSCOPE_URL")]
-    pub pyroscope_url: String,
+    pub pyroscope_url: Option<String>,
+    /// Drop all series but those whose NAME (namespace, pod, container, service or exe) matches this
+    /// regular expression, anchored at both ends. May be given more than once: all have to match; in
+    /// the variable, each is a line
+    #[arg(long, value_name = "NAME=REGEX", value_delimiter = '\n', env = "SPANPROF_KEEP")]
+    pub keep: Vec<String>,
+    /// Drop series whose NAME matches, as --keep. May be given more than once: one has to match
+    #[arg(long, value_name = "NAME=REGEX", value_delimiter = '\n', env = "SPANPROF_DROP")]
+    pub drop: Vec<String>,
+    /// Rules of relabelling as in Prometheus and Alloy (relabel_configs), as YAML: a list of rules
+    #[arg(long, value_name = "YAML", env = "SPANPROF_RELABEL_CONFIGS")]
+    pub relabel_configs: Option<String>,
     /// How much time one profile covers, 1s to 30s: Grafana looks 30 s around a span
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     #[arg(env = "SPANPROF_WINDOW")]
@@ -283,8 +310,8 @@ pub struct Run {
     /// Label profiles with the span's name: one series per name and service
     #[arg(long, env = "SPANPROF_SPAN_NAME", value_parser = Boolish::new())]
     pub span_name: bool,
-    /// The most span names of a service; the others share `other`
-    #[arg(long, value_name = "N", default_value_t = 100, requires = "span_name")]
+    /// The most span names of a service, with --span-name; the others share `other`
+    #[arg(long, value_name = "N", default_value_t = 100)]
     #[arg(env = "SPANPROF_SPAN_NAME_MAX")]
     pub span_name_max: usize,
     /// The `host` label; the host's name if not given
@@ -371,8 +398,6 @@ mod tests {
         refused("spanprof record -d 0s", "longer than nothing");
         refused("spanprof record -d soon", "-d");
         refused("spanprof record -p 1 -- true", "cannot be used with");
-        refused("spanprof run", "--pyroscope-url");
-        refused("spanprof run --pyroscope-url http://x --span-name-max 3", "--span-name");
         refused("spanprof record -F many", "HZ");
     }
 

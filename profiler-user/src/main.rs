@@ -3,19 +3,21 @@
 //! 0: done. 1: it failed. 2: what was asked for cannot be, or a privilege is missing.
 
 use std::{
+    ffi::OsString,
     io::{self, IsTerminal as _, Write},
     os::fd::AsFd as _,
     process::ExitCode,
 };
 
 use anyhow::Context as _;
-use clap::Parser as _;
 use profiler_user::capture::support::{Check, Facts, Verdict};
-use profiler_user::cli::{Cli, Command};
+use profiler_user::cli::{Command, ConfigCommand};
 use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
 use profiler_user::inspect;
+use profiler_user::pipeline::run::Reloaded;
 use profiler_user::pipeline::{record, replay, run};
 use profiler_user::privilege::Setup;
+use profiler_user::settings::{Settings, SettingsError, print, settings};
 use profiler_user::symbolize::worker;
 use tracing_subscriber::EnvFilter;
 
@@ -23,9 +25,14 @@ use tracing_subscriber::EnvFilter;
 const CANNOT: u8 = 2;
 
 fn main() -> ExitCode {
-    let Cli { verbose, command } = Cli::parse();
-    start_log(verbose, &command);
-    match execute(command) {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let settings = match settings(&arguments) {
+        Ok(settings) => settings,
+        Err(SettingsError::Typed(error)) => error.exit(),
+        Err(SettingsError::File(error)) => return cannot(&error),
+    };
+    start_log(settings.cli.verbose, &settings.cli.command);
+    match execute(settings, arguments) {
         Ok(code) => code,
         Err(error) => {
             complain(&format!("spanprof: {error:#}"));
@@ -34,8 +41,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn execute(command: Command) -> anyhow::Result<ExitCode> {
-    match command {
+fn execute(settings: Settings, arguments: Vec<OsString>) -> anyhow::Result<ExitCode> {
+    match settings.cli.command.clone() {
         Command::Record(typed) => {
             let config = match RecordConfig::new(typed) {
                 Ok(config) => config,
@@ -66,8 +73,15 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
             }
             // Before there are other threads, which would have everything.
             let setup = Setup::split().context("cannot give up capabilities")?;
-            runtime()?.block_on(run::run(config, setup))?;
+            let reload = Box::new(move || reload(&settings, &arguments));
+            runtime()?.block_on(run::run(config, setup, reload))?;
         }
+        Command::Config(ConfigCommand::Check(typed)) => {
+            if let Err(error) = RunConfig::new(*typed, record::host_name()) {
+                return Ok(cannot(&error));
+            }
+        }
+        Command::Config(ConfigCommand::Print(_)) => print(&settings, &mut io::stdout())?,
         Command::Replay(typed) => {
             let config = match OutputsConfig::new(typed.outputs) {
                 Ok(config) => config,
@@ -80,6 +94,17 @@ fn execute(command: Command) -> anyhow::Result<ExitCode> {
         Command::SymbolizeWorker => worker::run(io::stdin().as_fd().try_clone_to_owned()?)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The options as they are now.
+fn reload(before: &Settings, arguments: &[OsString]) -> anyhow::Result<Reloaded> {
+    let now = settings(arguments)?;
+    let Command::Run(typed) = now.cli.command.clone() else { anyhow::bail!("not run") };
+    let others =
+        now.differing(before).into_iter().filter(|key| !run::TAKEN_AT_ONCE.contains(&&**key));
+    let for_the_next_start = others.collect();
+    let config = RunConfig::new(*typed, record::host_name())?;
+    Ok(Reloaded { rules: config.rules, for_the_next_start })
 }
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {

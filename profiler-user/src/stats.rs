@@ -4,7 +4,8 @@
 //! samples_taken (BPF)  = lost_ring_full + lost_no_scratch (BPF) + samples_drained
 //! samples_drained      = lost_attribute_queue_full + lost_malformed + lost_window_full
 //!                        + samples_aggregated
-//! samples_aggregated   = lost_window_queue_full + lost_zero_value + samples_encoded
+//! samples_aggregated   = lost_window_queue_full + lost_dropped_by_rule + lost_zero_value
+//!                        + samples_encoded
 //! samples_encoded      = samples_exported + lost_export_* + uncertain_export + queued
 //! ```
 //!
@@ -61,6 +62,8 @@ counts! {
     LostWindowQueueFull => "lost_window_queue_full",
     /// Samples lost: a window held more distinct stacks or spans than are kept.
     LostWindowFull => "lost_window_full",
+    /// Samples of series that are not wanted: a filter or a rule of relabelling dropped them.
+    LostDroppedByRule => "lost_dropped_by_rule",
     /// Samples lost: their value is 0, which a profile does not hold. A timer never makes one.
     LostZeroValue => "lost_zero_value",
     /// Samples handed to the exporter.

@@ -69,6 +69,15 @@ impl Process {
         Ok(())
     }
 
+    /// Tells it to read its options again (SIGHUP).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told.
+    pub fn hang_up(&self) -> Result<()> {
+        Ok(rustix::process::kill_process(Pid::from_child(&self.child), Signal::HUP)?)
+    }
+
     /// Ends it at once (SIGKILL).
     ///
     /// # Errors
@@ -239,6 +248,15 @@ impl Agent {
             stats = self.wait_for("another window has ended", |stats| stats.written > last)?;
         }
         Ok(stats)
+    }
+
+    /// Tells it to read its options again (SIGHUP).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told.
+    pub fn hang_up(&self) -> Result<()> {
+        self.process.hang_up()
     }
 
     /// Waits until no window waits for the server but the last, which has just been pushed.

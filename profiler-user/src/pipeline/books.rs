@@ -74,7 +74,12 @@ impl Books {
             balance(
                 "encode",
                 self.get(Count::SamplesAggregated),
-                sum(&[Count::LostWindowQueueFull, Count::LostZeroValue, Count::SamplesEncoded]),
+                sum(&[
+                    Count::LostWindowQueueFull,
+                    Count::LostDroppedByRule,
+                    Count::LostZeroValue,
+                    Count::SamplesEncoded,
+                ]),
             ),
             balance(
                 "export",

@@ -1,13 +1,17 @@
 //! Groups of samples to series: asks which pods the containers are, and waits for an answer.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use serde::Serialize;
 
-use super::series::{Labels, Place, disagrees, labels};
+use super::series::{Labels, Place, disagrees, relabelled};
 use crate::aggregate::{Group, Window};
 use crate::pods::{Found, PodStats, Pods};
 use crate::process::ServiceIdentity;
+use crate::relabel::Rule;
 
 /// How much later a window begins of which only what waited is left, in nanoseconds. A container that
 /// was started again may be a series that has a profile of that window already, and a server takes
@@ -22,6 +26,23 @@ pub struct Placed {
     pub window: Window,
     /// The labels of each group, in the same order.
     pub labels: Vec<Labels>,
+    /// Samples of series that are not wanted.
+    pub unwanted: u64,
+}
+
+/// The rules of relabelling, which may become others at any time. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Rules(Arc<RwLock<Arc<[Rule]>>>);
+
+impl Rules {
+    /// These from the next window on.
+    pub fn set(&self, rules: Arc<[Rule]>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    fn get(&self) -> Arc<[Rule]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Samples by what was known of their containers.
@@ -43,6 +64,7 @@ pub struct PlacedStats {
 #[derive(Debug)]
 pub struct Placer {
     place: Place,
+    rules: Rules,
     /// Unset outside of clusters.
     pods: Option<Pods>,
     /// Groups whose container was not known when their window ended.
@@ -53,8 +75,8 @@ pub struct Placer {
 impl Placer {
     /// Places what runs here.
     #[must_use]
-    pub fn new(place: Place, pods: Option<Pods>) -> Self {
-        Self { place, pods, waiting: None, stats: PlacedStats::default() }
+    pub fn new(place: Place, rules: Rules, pods: Option<Pods>) -> Self {
+        Self { place, rules, pods, waiting: None, stats: PlacedStats::default() }
     }
 
     /// What was placed so far.
@@ -122,13 +144,18 @@ impl Placer {
         // Two programs of a container can be one series. The server takes a second profile of a
         // series at the same time for the first one, so there is to be one.
         let mut series: BTreeMap<Labels, Group> = BTreeMap::new();
+        let rules = self.rules.get();
+        let mut unwanted = 0;
         for (mut group, found) in groups {
             self.count(&group, found.as_ref(), waited);
             let pod = match &found {
                 Some(Found::Known(pod)) => Some(pod.as_ref()),
                 _ => None,
             };
-            let labels = labels(&group.service, pod, &self.place);
+            let Some(labels) = relabelled(&rules, &group.service, pod, &self.place) else {
+                unwanted += group.samples();
+                continue;
+            };
             let name = labels.get("service_name").cloned().unwrap_or_default();
             group.service = Arc::new(ServiceIdentity {
                 name,
@@ -142,7 +169,7 @@ impl Placer {
         }
         let (labels, groups) = series.into_iter().unzip();
         window.groups = groups;
-        Placed { window, labels }
+        Placed { window, labels, unwanted }
     }
 
     fn count(&mut self, group: &Group, found: Option<&Found>, waited: bool) {
@@ -183,7 +210,12 @@ mod tests {
             outside_of_pod: 0,
             pod_uid: Some("u".to_owned()),
         });
-        let origin = Origin { named_by: NamedBy::Executable, container, unit: None };
+        let origin = Origin {
+            named_by: NamedBy::Executable,
+            container,
+            unit: None,
+            exe: format!("/bin/{name}"),
+        };
         Arc::new(ServiceIdentity { origin: Some(Arc::new(origin)), ..ServiceIdentity::named(name) })
     }
 
@@ -213,7 +245,7 @@ mod tests {
     }
 
     fn placer(pods: &Pods) -> Placer {
-        Placer::new(Place { host: "h".into(), node: None }, Some(pods.clone()))
+        Placer::new(Place { host: "h".into(), node: None }, Rules::default(), Some(pods.clone()))
     }
 
     fn found(placed: &Option<Placed>) -> Vec<(String, Option<String>, u64)> {
@@ -274,9 +306,26 @@ mod tests {
 
     #[test]
     fn without_a_cluster_nothing_waits() {
-        let mut placer = Placer::new(Place { host: "h".into(), node: None }, None);
+        let mut placer =
+            Placer::new(Place { host: "h".into(), node: None }, Rules::default(), None);
         let [_, now] = placer.place(window(1, &[service("app", Some("a"))]));
         assert_eq!(found(&now), [("app".into(), None, 1)]);
         assert_eq!(placer.stats(), PlacedStats::default());
+    }
+
+    #[test]
+    fn what_is_not_wanted_is_counted_and_rules_can_change() {
+        let rules = Rules::default();
+        let place = Place { host: "h".into(), node: None };
+        let mut placer = Placer::new(place, rules.clone(), None);
+        let services = [service("app", None), service("other", None)];
+        let drop = crate::relabel::filters(&[], &["exe=/bin/a.*".to_owned()]).unwrap();
+        rules.set(drop.into());
+        let [_, placed] = placer.place(window(1, &services));
+        assert_eq!(found(&placed), [("other".into(), None, 1)]);
+        assert_eq!(placed.unwrap().unwanted, 1);
+        rules.set(Arc::new([]));
+        let [_, placed] = placer.place(window(2, &services));
+        assert_eq!((found(&placed).len(), placed.unwrap().unwanted), (2, 0));
     }
 }

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc::Receiver,
     },
@@ -18,7 +18,8 @@ use super::collect::Collected;
 use super::coverage::Coverage;
 use super::outputs;
 use super::own_cost::OwnCost;
-use super::place::{Placed, Placer};
+use super::place::{Placed, Placer, Rules};
+use super::reload::{ReloadStats, lock, take};
 use super::running::{Running, StartConfig, StartError, join};
 use super::series::{Labels, Place};
 use super::unwinding::UnwindStats;
@@ -43,6 +44,8 @@ use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
 const GRACE: Duration = Duration::from_secs(10);
 /// How long the names of a window may take when it is time to end.
 const LAST_NAMES: Duration = Duration::from_secs(2);
+
+pub use super::reload::{Reload, Reloaded, TAKEN_AT_ONCE};
 
 /// Why it does not run.
 #[derive(Debug, thiserror::Error)]
@@ -73,9 +76,10 @@ pub enum RunError {
 ///
 /// Nothing could be sampled, or a thread of ours has panicked. A server that is not there is no
 /// error.
-pub async fn run(config: RunConfig, setup: Setup) -> Result<(), RunError> {
+pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result<(), RunError> {
     // First of all: as process 1 of a container, a signal without a handler is ignored.
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     if let Some(path) = &config.stats {
         check_writable(path)?;
@@ -104,10 +108,13 @@ pub async fn run(config: RunConfig, setup: Setup) -> Result<(), RunError> {
     if config.node.is_none() && is_in_cluster() {
         tracing::warn!("pods are not asked for: --kubernetes is off, or there is no --node-name");
     }
+    let rules = Rules::default();
+    rules.set(Arc::clone(&config.rules));
+    let reloads = Arc::new(Mutex::new(ReloadStats::default()));
     let place = Place { host: config.host.clone(), node: config.node.clone() };
     let pods = config.node.as_deref().map(Pods::watch_in_cluster);
     let finisher = Finisher {
-        placer: Placer::new(place, pods),
+        placer: Placer::new(place, rules.clone(), pods),
         symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
         span_names: config.span_names.map(AdmittedValues::new),
         attributes: HashMap::new(),
@@ -123,6 +130,7 @@ pub async fn run(config: RunConfig, setup: Setup) -> Result<(), RunError> {
         stopping: Arc::clone(&stopping),
         health: Arc::clone(&health),
         telling,
+        reloads: Arc::clone(&reloads),
     };
     // A thread of its own: the symbolizing worker lives as long as the thread that started it.
     let (done, mut finished) = tokio::sync::oneshot::channel();
@@ -131,10 +139,13 @@ pub async fn run(config: RunConfig, setup: Setup) -> Result<(), RunError> {
         drop(done.send(finisher.run(&windows)));
     })?;
 
-    let early = tokio::select! {
-        _ = interrupt.recv() => None,
-        _ = terminate.recv() => None,
-        finished = &mut finished => Some(finished),
+    let early = loop {
+        tokio::select! {
+            _ = interrupt.recv() => break None,
+            _ = terminate.recv() => break None,
+            finished = &mut finished => break Some(finished),
+            _ = hangup.recv() => take(reload(), &rules, &reloads),
+        }
     };
     tracing::info!("stopping");
     health.set_stopping();
@@ -199,6 +210,7 @@ struct Finisher {
     stopping: Arc<AtomicBool>,
     health: Arc<Health>,
     telling: Arc<Telling>,
+    reloads: Arc<Mutex<ReloadStats>>,
 }
 
 impl Finisher {
@@ -244,7 +256,8 @@ impl Finisher {
         self.telling.set_targets(series.map(target).collect());
     }
 
-    fn finish(&mut self, Placed { window, labels }: &Placed) {
+    fn finish(&mut self, Placed { window, labels, unwanted }: &Placed) {
+        self.stats.add(Count::LostDroppedByRule, *unwanted);
         let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
         self.coverage.add(window);
         for (group, labels) in window.groups.iter().zip(labels) {
@@ -286,6 +299,7 @@ impl Finisher {
             .with("services", &self.coverage)
             .with("containers", &self.placer.stats())
             .with("pods", &self.placer.pod_stats())
+            .with("config", &*lock(&self.reloads))
             .with("process", &self.process)
             .with("hooks", &self.hooks)
             .with("unwind", &self.unwind)

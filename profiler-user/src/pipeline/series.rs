@@ -1,15 +1,20 @@
 //! Which series a service's samples belong to: its labels, by what is known of its container.
 
-use std::collections::BTreeMap;
-
+use super::meta;
 use crate::pods::PodContainer;
 use crate::process::{NamedBy, Origin, ServiceIdentity, said};
+use crate::relabel::{Rule, apply};
 
 /// How much of a container's id is shown of one that has no name, as the runtimes do.
 const SHORT_ID: usize = 12;
 
-/// Labels by name.
-pub type Labels = BTreeMap<String, String>;
+pub use crate::relabel::Labels;
+
+/// As many as a server takes of a series (Pyroscope's `max_label_names_per_series`), one of which may
+/// be the span's name.
+const LABELS_MAX: usize = 29;
+/// And of a value (`max_label_value_length`), in bytes.
+const VALUE_MAX: usize = 2048;
 
 /// The host or the node.
 #[derive(Clone, Debug)]
@@ -58,6 +63,39 @@ pub fn labels(service: &ServiceIdentity, pod: Option<&PodContainer>, place: &Pla
     labels
 }
 
+/// The labels of a series after these rules; `None`: it is not wanted.
+///
+/// The rules see what Prometheus and Alloy discover too, under their names. Whatever they do, there
+/// is a service name, and no more labels than a server takes.
+#[must_use]
+pub fn relabelled(
+    rules: &[Rule],
+    service: &ServiceIdentity,
+    pod: Option<&PodContainer>,
+    place: &Place,
+) -> Option<Labels> {
+    let mut labels = labels(service, pod, place);
+    if rules.is_empty() {
+        return Some(labels);
+    }
+    meta::add(&mut labels, service, pod, place);
+    if !apply(rules, &mut labels) {
+        return None;
+    }
+    labels.retain(|name, _| !name.starts_with("__"));
+    for value in labels.values_mut().filter(|value| value.len() > VALUE_MAX) {
+        value.truncate(value.floor_char_boundary(VALUE_MAX));
+    }
+    labels.insert("__name__".to_owned(), "process_cpu".to_owned());
+    labels.entry("service_name".to_owned()).or_insert_with(|| "unknown_service".to_owned());
+    while labels.len() > LABELS_MAX {
+        // The names that a reader asks for first stay.
+        let last = labels.keys().rev().find(|name| *name != "service_name").cloned();
+        labels.remove(&last?);
+    }
+    Some(labels)
+}
+
 fn service_name(
     service: &ServiceIdentity,
     origin: Option<&Origin>,
@@ -102,6 +140,7 @@ pub fn disagrees(service: &ServiceIdentity, pod: &PodContainer) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use super::*;
@@ -109,8 +148,17 @@ mod tests {
     use crate::pods::PodFacts;
 
     fn service(name: &str, named_by: NamedBy, unit: Option<&str>) -> ServiceIdentity {
-        let origin = Origin { named_by, container: None, unit: unit.map(str::to_owned) };
+        let origin = Origin {
+            named_by,
+            container: None,
+            unit: unit.map(str::to_owned),
+            exe: "/bin/x".into(),
+        };
         ServiceIdentity { origin: Some(Arc::new(origin)), ..ServiceIdentity::named(name) }
+    }
+
+    fn container(pod: Arc<PodFacts>) -> PodContainer {
+        PodContainer { pod, name: "main".into(), id: "x://0".into(), image: "i".into() }
     }
 
     fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -143,8 +191,9 @@ mod tests {
                 labels: pairs(labels),
                 annotations: pairs(annotations),
                 owner: owner.map(|(kind, name)| (kind.to_owned(), name.to_owned())),
+                ..PodFacts::default()
             });
-            PodContainer { pod, name: "main".into() }
+            container(pod)
         };
         let owner = Some(("Deployment", "owner"));
         let all = [INSTANCE, NAME];
@@ -173,7 +222,7 @@ mod tests {
     #[test]
     fn where_it_runs() {
         let facts = PodFacts { namespace: "ns".into(), name: "p".into(), ..PodFacts::default() };
-        let pod = PodContainer { pod: Arc::new(facts), name: "main".into() };
+        let pod = container(Arc::new(facts));
         let found = labels(&service("a", NamedBy::Context, None), Some(&pod), &place());
         let expected = [
             ("__name__", "process_cpu"),
@@ -187,7 +236,12 @@ mod tests {
         assert_eq!(found, pairs(&expected));
 
         let container = Container { ids: vec!["0123456789abcdef".into()], ..Container::default() };
-        let origin = Origin { named_by: NamedBy::Context, container: Some(container), unit: None };
+        let origin = Origin {
+            named_by: NamedBy::Context,
+            container: Some(container),
+            unit: None,
+            exe: String::new(),
+        };
         let docker =
             ServiceIdentity { origin: Some(Arc::new(origin)), ..ServiceIdentity::named("a") };
         let found = labels(&docker, None, &Place { host: "h".into(), node: None });
@@ -198,5 +252,43 @@ mod tests {
             ("service_name", "a"),
         ];
         assert_eq!(found, pairs(&expected));
+    }
+
+    #[test]
+    fn rules_see_what_prometheus_discovers_and_leave_what_a_server_takes() {
+        let pod = container(Arc::new(PodFacts {
+            namespace: "ns".into(),
+            name: "p".into(),
+            labels: pairs(&[("app.kubernetes.io/name", "shop"), ("team", "a")]),
+            controller: Some(("ReplicaSet".into(), "shop-5d4f8".into())),
+            ..PodFacts::default()
+        }));
+        let after = |yaml: &str| {
+            let rules = crate::relabel::read(yaml).unwrap();
+            let service = service("a", NamedBy::Context, None);
+            relabelled(&rules, &service, Some(&pod), &place())
+        };
+        for (label, value) in [
+            ("kubernetes_pod_label_app_kubernetes_io_name", "shop"),
+            ("kubernetes_pod_labelpresent_team", "true"),
+            ("kubernetes_pod_controller_kind", "ReplicaSet"),
+            ("kubernetes_pod_container_id", "x://0"),
+            ("kubernetes_pod_node_name", "n"),
+            ("process_exe", "/bin/x"),
+        ] {
+            let rule = format!("[{{source_labels: [__meta_{label}], target_label: seen}}]");
+            assert_eq!(after(&rule).unwrap()["seen"], value, "{label}");
+        }
+        assert_eq!(after("[{action: drop, source_labels: [namespace], regex: ns}]"), None);
+        let bare = after("[{action: labelkeep, regex: pod}]").unwrap();
+        let expected =
+            [("__name__", "process_cpu"), ("pod", "p"), ("service_name", "unknown_service")];
+        assert_eq!(bare, pairs(&expected));
+        let many: String = (0..40)
+            .map(|n| format!("{{target_label: z{n}, replacement: {}}},", "x".repeat(3000)))
+            .collect();
+        let many = after(&format!("[{many}]")).unwrap();
+        assert_eq!((many.len(), many["service_name"].as_str()), (LABELS_MAX, "a"));
+        assert!(many.values().all(|value| value.len() <= VALUE_MAX));
     }
 }

@@ -26,6 +26,12 @@ pub struct PodFacts {
     pub annotations: BTreeMap<String, String>,
     /// What made it, by the name that people gave: kind and name.
     pub owner: Option<(String, String)>,
+    /// What made it, as the pod says: kind and name.
+    pub controller: Option<(String, String)>,
+    /// Its address.
+    pub ip: Option<String>,
+    /// `Pending`, `Running`, `Succeeded`, `Failed`.
+    pub phase: Option<String>,
 }
 
 /// A container of a pod.
@@ -35,20 +41,31 @@ pub struct PodContainer {
     pub pod: Arc<PodFacts>,
     /// The container's name in it.
     pub name: String,
+    /// Its id, with the runtime's name before it, as in `containerd://<id>`.
+    pub id: String,
+    /// Its image.
+    pub image: String,
 }
 
 /// What a pod's containers have in common. `None` if it lacks what every pod has.
 pub(super) fn facts(pod: &Pod) -> Option<Arc<PodFacts>> {
     let metadata = &pod.metadata;
     let labels = kept(metadata.labels.as_ref());
-    let owner = owner(pod, &labels);
+    let controller = metadata.owner_references.as_ref().and_then(|owners| {
+        let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
+        Some((owner.kind.clone(), owner.name.clone()))
+    });
+    let status = pod.status.as_ref();
     Some(Arc::new(PodFacts {
         namespace: metadata.namespace.clone()?,
         name: metadata.name.clone()?,
         uid: metadata.uid.as_deref()?.to_ascii_lowercase(),
         annotations: kept(metadata.annotations.as_ref()),
+        owner: controller.clone().map(|(kind, name)| owner(kind, name, &labels)),
         labels,
-        owner,
+        controller,
+        ip: status.and_then(|status| status.pod_ip.clone()),
+        phase: status.and_then(|status| status.phase.clone()),
     }))
 }
 
@@ -66,9 +83,13 @@ pub(super) fn containers(pod: &Pod, facts: &Arc<PodFacts>) -> Vec<(String, PodCo
         .into_iter()
         .flatten()
         .flatten()
-        .flat_map(|container| ids(container).map(|id| (id, container.name.clone())))
+        .flat_map(|container| ids(container).map(move |id| (id, container)))
         .take(CONTAINERS_MAX)
-        .map(|(id, name)| (id, PodContainer { pod: Arc::clone(facts), name }))
+        .map(|(id, container)| {
+            let (name, image) = (container.name.clone(), container.image.clone());
+            let key = id.rsplit_once("//").map_or(id.as_str(), |(_, id)| id).to_owned();
+            (key, PodContainer { pod: Arc::clone(facts), name, id, image })
+        })
         .collect()
 }
 
@@ -80,9 +101,7 @@ fn ids(container: &ContainerStatus) -> impl Iterator<Item = String> {
     [container.container_id.clone(), ended(&container.state), ended(&container.last_state)]
         .into_iter()
         .flatten()
-        // `containerd://<id>`
-        .map(|id| id.rsplit_once("//").map_or(id.clone(), |(_, id)| id.to_owned()))
-        .filter(|id| !id.is_empty() && id.len() <= VALUE_MAX)
+        .filter(|id| !id.is_empty() && !id.ends_with('/') && id.len() <= VALUE_MAX)
 }
 
 fn kept(pairs: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
@@ -93,29 +112,21 @@ fn kept(pairs: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
 
 /// A Deployment makes a `ReplicaSet` of its own name and a hash, which is a label of its pods too; a
 /// `CronJob` a Job of its name and a number.
-fn owner(pod: &Pod, labels: &BTreeMap<String, String>) -> Option<(String, String)> {
-    let owners = pod.metadata.owner_references.as_ref()?;
-    let owner = owners.iter().find(|owner| owner.controller == Some(true))?;
-    let of = |kind: &str, name: &str| Some((kind.to_owned(), name.to_owned()));
-    match owner.kind.as_str() {
-        "ReplicaSet" => {
-            let hash = labels.get("pod-template-hash");
-            let name =
-                hash.and_then(|hash| owner.name.strip_suffix(hash.as_str())?.strip_suffix('-'));
-            name.map_or_else(|| of("ReplicaSet", &owner.name), |name| of("Deployment", name))
-        }
-        "Job" => match owner.name.rsplit_once('-') {
-            Some((name, number))
-                if !name.is_empty()
-                    && number.len() >= 8
-                    && number.bytes().all(|byte| byte.is_ascii_digit()) =>
-            {
-                of("CronJob", name)
-            }
-            _ => of("Job", &owner.name),
-        },
-        kind => of(kind, &owner.name),
-    }
+fn owner(kind: String, name: String, labels: &BTreeMap<String, String>) -> (String, String) {
+    let is_number = |text: &str| text.len() >= 8 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let by_people = match kind.as_str() {
+        "ReplicaSet" => labels
+            .get("pod-template-hash")
+            .and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'))
+            .map(|name| ("Deployment", name)),
+        "Job" => name
+            .rsplit_once('-')
+            .filter(|(name, number)| !name.is_empty() && is_number(number))
+            .map(|(name, _)| ("CronJob", name)),
+        _ => None,
+    };
+    let owned = by_people.map(|(kind, name)| (kind.to_owned(), name.to_owned()));
+    owned.unwrap_or((kind, name))
 }
 
 #[cfg(test)]
@@ -167,6 +178,7 @@ mod tests {
         }));
         let facts = facts(&pod).unwrap();
         let found = containers(&pod, &facts);
+        assert_eq!(found[1].1.id, "cri-o://a");
         assert_eq!(facts.uid, "abc");
         let names: Vec<_> = found.iter().map(|(id, it)| (id.as_str(), it.name.as_str())).collect();
         assert_eq!(names, [("b", "main"), ("a", "main"), ("c", "init"), ("d", "debug")]);

@@ -43,8 +43,8 @@ struct Identity {
     name: Arc<str>,
     main_elf: Option<ElfId>,
     told: Option<Arc<ServiceIdentity>>,
-    /// What its control groups say, if that is to be read.
-    cgroup: Option<Cgroup>,
+    /// The path of its executable, and what its control groups say, if that is to be read.
+    origin: Option<(String, Cgroup)>,
 }
 
 /// What a read found.
@@ -211,7 +211,7 @@ impl Reader {
             contexts: Vec::new(),
             context: None,
             span_files: None,
-            identity: Identity { name, main_elf: None, told: None, cgroup: None },
+            identity: Identity { name, main_elf: None, told: None, origin: None },
         };
         Looked { process: Arc::new(process), facts, slots: FoundSlots::default() }
     }
@@ -298,12 +298,12 @@ impl Reader {
             name: name.into(),
             main_elf: self.elfs.main_executable(dir, path),
             told: ServiceIdentity::of_environment(&environment).map(Arc::new),
-            cgroup: self.reads_origins.then(|| {
+            origin: self.reads_origins.then(|| {
                 let text = dir.cgroup().unwrap_or_else(|_| {
                     stats.cgroup_unreadable += 1;
                     Vec::new()
                 });
-                Cgroup::parse(&text)
+                (String::from_utf8_lossy(path).into_owned(), Cgroup::parse(&text))
             }),
         }
     }
@@ -327,8 +327,9 @@ fn service(context: Option<&ProcessContext>, identity: &Identity) -> Arc<Service
         (None, Some(told)) => (NamedBy::Environment, Arc::clone(told)),
         (None, None) => (NamedBy::Executable, Arc::new(ServiceIdentity::unknown(&identity.name))),
     };
-    let Some(Cgroup { container, unit }) = &identity.cgroup else { return service };
-    let origin = Origin { named_by, container: container.clone(), unit: unit.clone() };
+    let Some((exe, Cgroup { container, unit })) = &identity.origin else { return service };
+    let (container, unit, exe) = (container.clone(), unit.clone(), exe.clone());
+    let origin = Origin { named_by, container, unit, exe };
     Arc::new(ServiceIdentity { origin: Some(Arc::new(origin)), ..Arc::unwrap_or_clone(service) })
 }
 

@@ -44,6 +44,9 @@ pub struct Origin {
     pub container: Option<Container>,
     /// The systemd unit of a process in no container.
     pub unit: Option<String>,
+    /// The path of its executable, as it was when it was run.
+    #[serde(default)]
+    pub exe: String,
 }
 
 /// Who named a service.

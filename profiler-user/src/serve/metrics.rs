@@ -12,8 +12,9 @@ use prometheus_client::{
 use serde_json::{Number, Value};
 
 /// Of the counters, those that tell how much there is now, and those that are no sum.
-const GAUGES: [&str; 15] = [
+const GAUGES: [&str; 16] = [
     "agent_max_rss_bytes",
+    "config_last_reload_successful",
     "export_queued_samples",
     "pods_containers",
     "pods_pods",

@@ -7,7 +7,7 @@ const USER: &str = "profiler-user/src";
 
 /// The pipeline from left to right. Whatever is not here (the command line, what wires the stages)
 /// stands to the right of all of them.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "stats",
     "decode",
     "privilege",
@@ -23,10 +23,12 @@ const ORDER: [&str; 16] = [
     "encode",
     "export",
     "report",
+    "relabel",
     "serve",
 ];
 
-const PURE: [&str; 6] = ["decode", "container", "attribute", "aggregate", "encode", "unwind"];
+const PURE: [&str; 7] =
+    ["decode", "container", "attribute", "aggregate", "encode", "relabel", "unwind"];
 
 /// What reaches out of a program.
 const WORLD: [&str; 10] = [
@@ -45,7 +47,7 @@ const WORLD: [&str; 10] = [
 const LEFT: &str = "a stage imports only from stages to its left";
 const BACK: &str =
     "in capture, only control takes facts from process and unwind: the one arrow back";
-const NO_WORLD: &str = "decode, container, attribute, aggregate, encode and unwind touch no file, clock, socket or log";
+const NO_WORLD: &str = "decode, container, attribute, aggregate, encode, relabel and unwind touch no file, clock, socket or log";
 
 pub(super) fn check(source: &Source) -> Vec<Violation> {
     let Some(path) = source.below(USER) else { return Vec::new() };

@@ -1,10 +1,6 @@
 //! What the program needs: checked, resolved, immutable.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use crate::attribute::{ChosenAttribute, SpanPolicy, SpanScope, Unsampled};
 use crate::capture::{CaptureConfig, HookProbe, Sampler, StackReuse};
@@ -13,7 +9,12 @@ use crate::decode::Pid;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
 use crate::export::{Credential, Secret};
 use crate::pods::is_in_cluster;
+use crate::relabel::{self, Rule, RuleError};
 use crate::serve::Listen;
+
+mod record;
+
+pub use record::{InspectConfig, InspectTarget, Output, OutputKind, OutputsConfig, RecordConfig};
 
 /// Above this a sampler burns more than it finds.
 const HZ_MAX: u32 = 10_000;
@@ -21,8 +22,6 @@ const HZ_MAX: u32 = 10_000;
 const WINDOW_MAX: Duration = Duration::from_secs(30);
 /// Shorter windows cost more requests than they are worth.
 const WINDOW_MIN: Duration = Duration::from_secs(1);
-/// How long `record` samples when nothing says when to stop.
-const RECORD_DURATION: Duration = Duration::from_secs(10);
 
 /// How many attributes of spans can be labels.
 const SPAN_ATTRIBUTES_MAX: usize = 8;
@@ -76,136 +75,23 @@ pub enum ConfigError {
     /// The host's name is not the node's, in a pod least of all.
     #[error("--kubernetes on: the node's name is missing (--node-name, spec.nodeName of the pod)")]
     NodeName,
+    /// Nowhere to push to.
+    #[error(
+        "there is no server: --pyroscope-url, SPANPROF_PYROSCOPE_URL or pyroscope_url in a file"
+    )]
+    NoServer,
+    /// `--keep` or `--drop`.
+    #[error("--keep, --drop: {0}")]
+    Filter(#[source] RuleError),
+    /// The rules of relabelling.
+    #[error("relabel_configs: {0}")]
+    Relabel(#[source] RuleError),
     /// No such process.
     #[error("there is no process {}", pid.0)]
     NoSuchProcess {
         /// The process.
         pid: Pid,
     },
-}
-
-/// A file to write, and what to write there.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Output {
-    /// The file.
-    pub path: PathBuf,
-    /// What it gets.
-    pub kind: OutputKind,
-}
-
-/// What a file gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputKind {
-    /// A gzipped pprof.
-    Pprof,
-    /// A flame graph.
-    Svg,
-    /// Folded stacks.
-    Folded,
-    /// The span table.
-    Json,
-}
-
-/// `spanprof record`.
-#[derive(Clone, Debug)]
-pub struct RecordConfig {
-    /// When to stop; `None`: when the command ends.
-    pub duration: Option<Duration>,
-    /// Samples per second and CPU.
-    pub hz: u32,
-    /// The processes to sample, if not all.
-    pub pids: Vec<Pid>,
-    /// The command to run and sample, if there is one.
-    pub command: Vec<OsString>,
-    /// What to write.
-    pub outputs: OutputsConfig,
-    /// Where to store what came from the kernel.
-    pub raw: Option<PathBuf>,
-    /// Inlined functions are frames of their own.
-    pub inline: bool,
-    /// BPF-side diagnostics.
-    pub bpf_log: bool,
-    /// How to walk stacks; `None`: as this kernel can.
-    pub sampler: Option<Sampler>,
-    /// Whether a thread's last stack is reused.
-    pub reuse: StackReuse,
-    /// What the maps of unwinding may take together, in bytes.
-    pub unwind_memory_max: u64,
-    /// How calls of span-marker's hook are noticed; `None`: as this kernel can.
-    pub hook_probe: Option<HookProbe>,
-}
-
-/// What `record` and `replay` write.
-#[derive(Clone, Debug)]
-pub struct OutputsConfig {
-    /// The files.
-    pub files: Vec<Output>,
-    /// Where the counters go.
-    pub stats: Option<PathBuf>,
-    /// Which span a sample is charged to.
-    pub spans: SpanPolicy,
-}
-
-impl RecordConfig {
-    /// Checks what was typed.
-    ///
-    /// # Errors
-    ///
-    /// What was asked for cannot be.
-    pub fn new(typed: cli::Record) -> Result<Self, ConfigError> {
-        let cli::Record { duration, pid, sampling, outputs, raw, no_inline, exec } = typed;
-        let pids: Vec<Pid> = pid.into_iter().map(Pid).collect();
-        for &pid in &pids {
-            if !Path::new("/proc").join(pid.0.to_string()).exists() {
-                return Err(ConfigError::NoSuchProcess { pid });
-            }
-        }
-        let until_the_end = duration.is_none() && !exec.is_empty();
-        Ok(Self {
-            duration: if until_the_end { None } else { Some(duration.unwrap_or(RECORD_DURATION)) },
-            hz: frequency(sampling.hz)?,
-            pids,
-            command: exec,
-            outputs: OutputsConfig::new(outputs)?,
-            raw,
-            inline: !no_inline,
-            bpf_log: sampling.bpf_log,
-            sampler: sampling.bpf_sampler.map(Sampler::from),
-            reuse: sampling.stack_reuse.into(),
-            unwind_memory_max: u64::from(sampling.max_unwind_mib) << 20,
-            hook_probe: sampling.hook_probe.map(HookProbe::from),
-        })
-    }
-}
-
-/// What `spanprof inspect` looks at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum InspectTarget {
-    /// A process.
-    Process(Pid),
-    /// A file.
-    File(PathBuf),
-}
-
-/// `spanprof inspect`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct InspectConfig {
-    /// What to look at.
-    pub target: InspectTarget,
-    /// The most threads whose stacks are walked.
-    pub threads: usize,
-    /// JSON, not text.
-    pub json: bool,
-}
-
-impl From<cli::Inspect> for InspectConfig {
-    /// A number is a process; a file of such a name can be given with a folder.
-    fn from(typed: cli::Inspect) -> Self {
-        let cli::Inspect { target, threads, json } = typed;
-        let pid = target.to_str().and_then(|text| text.parse().ok()).map(Pid);
-        let target = pid.map_or(InspectTarget::File(target), InspectTarget::Process);
-        Self { target, threads, json }
-    }
 }
 
 /// `spanprof run`.
@@ -227,6 +113,8 @@ pub struct RunConfig {
     pub host: String,
     /// The `node` label, and whose pods to ask for; unset outside of clusters.
     pub node: Option<String>,
+    /// Which series are wanted, and their labels.
+    pub rules: Arc<[Rule]>,
     /// Where it tells of itself.
     pub listen: Listen,
     /// Where profiles go.
@@ -244,7 +132,8 @@ impl RunConfig {
     pub fn new(typed: cli::Run, host: String) -> Result<Self, ConfigError> {
         let hz = frequency(typed.sampling.hz)?;
         let window = window(typed.window)?;
-        let mut pyroscope = PyroscopeConfig::new(typed.pyroscope_url);
+        let url = typed.pyroscope_url.filter(|url| !url.is_empty()).ok_or(ConfigError::NoServer)?;
+        let mut pyroscope = PyroscopeConfig::new(url);
         pyroscope.auth = match (typed.basic_auth_user, typed.basic_auth_password_file) {
             (Some(user), Some(file)) => Auth::Basic { user, password: Credential::File(file) },
             _ => typed
@@ -281,10 +170,22 @@ impl RunConfig {
             host: typed.host.unwrap_or(host),
             listen: typed.listen.map_or(Listen::Default, Listen::from),
             node: node(typed.kubernetes, typed.node_name)?,
+            rules: rules(&typed.keep, &typed.drop, typed.relabel_configs.as_deref())?,
             pyroscope,
             stats: typed.stats,
         })
     }
+}
+
+/// Filters first, so that rules cannot rename what they look at.
+fn rules(
+    keep: &[String],
+    drop: &[String],
+    written: Option<&str>,
+) -> Result<Arc<[Rule]>, ConfigError> {
+    let filters = relabel::filters(keep, drop).map_err(ConfigError::Filter)?;
+    let written = relabel::read(written.unwrap_or("[]")).map_err(ConfigError::Relabel)?;
+    Ok(filters.into_iter().chain(written).collect())
 }
 
 /// The name of this node, where pods are to be asked for.
@@ -378,35 +279,6 @@ fn label_of(key: &str) -> String {
     let label = key.chars().map(|character| if fits(character) { character } else { '_' });
     let digit_first = key.starts_with(|character: char| character.is_ascii_digit());
     digit_first.then_some('_').into_iter().chain(label).collect()
-}
-
-impl OutputsConfig {
-    /// Checks what was typed.
-    ///
-    /// # Errors
-    ///
-    /// A file's ending does not say what to write, or an attribute cannot be a label.
-    pub fn new(typed: cli::Outputs) -> Result<Self, ConfigError> {
-        let cli::Outputs { spans, output, stats } = typed;
-        let files = output.into_iter().map(Output::new).collect::<Result<_, _>>()?;
-        Ok(Self { files, stats, spans: span_policy(spans)? })
-    }
-}
-
-impl Output {
-    fn new(path: PathBuf) -> Result<Self, ConfigError> {
-        let name = path.to_string_lossy();
-        let endings = [
-            (".pb.gz", OutputKind::Pprof),
-            (".svg", OutputKind::Svg),
-            (".folded", OutputKind::Folded),
-            (".json", OutputKind::Json),
-        ];
-        match endings.into_iter().find(|(ending, _)| name.ends_with(ending)) {
-            Some((_, kind)) => Ok(Self { path, kind }),
-            None => Err(ConfigError::Extension { path }),
-        }
-    }
 }
 
 /// A frequency that can be sampled at.

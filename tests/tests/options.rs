@@ -1,0 +1,77 @@
+//! Options of a file: what it says is done, and done anew when it says something else.
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fs;
+    use std::process::Command;
+
+    use spanprof_tests::agent::{Agent, Process};
+    use spanprof_tests::relay::{Act, Outcome, Relay, STORED};
+    use spanprof_tests::require;
+
+    /// A shell that does nothing but burn, under a name of its own.
+    fn burn(service: &str) -> Process {
+        let mut shell = Command::new("sh");
+        Process::start(shell.args(["-c", "while :; do :; done"]).env("OTEL_SERVICE_NAME", service))
+            .unwrap()
+    }
+
+    /// The services of the pushes from `from` on.
+    fn services(relay: &Relay, from: usize) -> BTreeSet<String> {
+        let pushes = relay.pushes().unwrap();
+        let names = pushes.iter().skip(from).filter_map(|(pushed, _)| pushed.label("service_name"));
+        names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_file_is_taken_at_the_start_and_on_sighup_and_whole_or_not_at_all() {
+        require!(Root);
+        let spanprof = require!(Spanprof);
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("spanprof.yaml");
+        let write = |more: &str| {
+            let text = format!("pyroscope_url: {}\nwindow: 1s\nlisten: off\n{more}", relay.url());
+            fs::write(&file, text).unwrap();
+        };
+        write(
+            "keep: [service=burn-.*]\nrelabel_configs:\n  \
+             - {source_labels: [service_name], regex: burn-(.*), target_label: colour}\n",
+        );
+        let (_red, _blue) = (burn("burn-red"), burn("burn-blue"));
+        let mut agent = Agent::start(&spanprof, &["--config", file.to_str().unwrap()]).unwrap();
+        agent.wait_for_windows(3).unwrap();
+        let both = BTreeSet::from(["burn-blue".to_owned(), "burn-red".to_owned()]);
+        assert_eq!(services(&relay, 0), both);
+        for (pushed, outcome) in relay.pushes().unwrap() {
+            let expected = pushed.label("service_name").unwrap().strip_prefix("burn-");
+            assert_eq!((pushed.label("colour"), outcome), (expected, Outcome::Stored));
+        }
+
+        // What cannot be leaves everything as it was.
+        write("keep: [service=burn-red]\nrelabel_configs: [{action: explode}]\n");
+        agent.hang_up().unwrap();
+        let failed = |stats: &spanprof_tests::agent::AgentStats| stats.json["config"].clone();
+        let stats =
+            agent.wait_for("it was refused", |it| failed(it)["reloads_failed"] == 1).unwrap();
+        assert_eq!(failed(&stats)["last_reload_successful"], 0);
+        let before = relay.pushes().unwrap().len();
+        agent.wait_for_windows(2).unwrap();
+        assert_eq!(services(&relay, before), both);
+
+        write("keep: [service=burn-red]\nfrequency: 19\n");
+        agent.hang_up().unwrap();
+        agent.wait_for("it was taken", |it| failed(it)["reloads"] == 1).unwrap();
+        // Windows that were under way may be of the old rules.
+        agent.wait_for_windows(2).unwrap();
+        let before = relay.pushes().unwrap().len();
+        agent.wait_for_windows(2).unwrap();
+        assert_eq!(services(&relay, before), BTreeSet::from(["burn-red".to_owned()]));
+        let log = agent.log_end();
+        assert!(log.contains("only read at the start: frequency"), "{log}");
+        let stats = agent.stop().unwrap();
+        assert!(stats.samples("lost_dropped_by_rule") > 0, "{}", stats.json);
+        assert_eq!(stats.samples("samples_exported"), relay.samples(Outcome::Stored).unwrap());
+    }
+}
