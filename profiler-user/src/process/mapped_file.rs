@@ -11,11 +11,10 @@ use std::{
     path::Path,
 };
 
-use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, open, openat2, statx,
-};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, open, statx};
 
 use super::maps::MapsEntry;
+use super::open_in_container;
 use super::proc_fs::ProcessDir;
 
 /// Names one state of one file.
@@ -31,7 +30,7 @@ pub(super) struct FileIdentity {
 
 /// A file that was found, and could be opened.
 #[derive(Debug)]
-pub(super) struct Located {
+pub(crate) struct Located {
     /// What it is.
     pub(super) identity: FileIdentity,
     /// Its user.
@@ -44,7 +43,7 @@ pub(super) struct Located {
 
 /// Why a mapping's file is not to be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotOpened {
+pub(crate) enum NotOpened {
     /// There is none of that name, or it is not permitted.
     Unreachable,
     /// Another file has that name.
@@ -78,17 +77,15 @@ pub(super) fn locate_by_link(process: &ProcessDir, link: &str) -> io::Result<Loc
     Located::new(process.locate(link)?)
 }
 
-/// Finds the file by its path in the process's root. No link leads out of that root, and none of
-/// `/proc`'s magic links is followed (openat2, Linux 5.6).
+/// Finds the file by its path in the process's root.
 pub(super) fn locate_by_path(process: &ProcessDir, path: &Path) -> io::Result<Located> {
-    let root = process.root()?;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    Located::new(openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    let found = open_in_container(process.root()?, path, ResolveFlags::empty(), OFlags::empty());
+    Located::new(found?)
 }
 
 impl Located {
     /// What is known of a file without asking its file system.
-    pub(super) fn new(handle: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(handle: OwnedFd) -> io::Result<Self> {
         let status = status_of(&handle)?;
         let changed = status.stx_ctime;
         let changed_unix_ns =
@@ -108,7 +105,7 @@ impl Located {
 
     /// Opens it for reading if it is a regular file. The handle pins the file, so nothing can be
     /// put in its place meanwhile, and a driver's `open` never runs.
-    pub(super) fn open(&self) -> Result<File, NotOpened> {
+    pub(crate) fn open(&self) -> Result<File, NotOpened> {
         if !self.regular {
             return Err(NotOpened::NotRegular);
         }

@@ -24,6 +24,7 @@ mod maps;
 #[cfg(test)]
 mod maps_fuzz_tests;
 mod mount_info;
+mod open_in_container;
 mod perf_map;
 mod proc_fs;
 mod process_context;
@@ -48,6 +49,8 @@ pub use elf_file::{BuildId, ElfFile, ElfId};
 pub use elf_reader::SpanNote;
 pub use elf_registry::{ElfLimits, ElfRegistry, ElfStats};
 pub use hook_files::HookFact;
+pub(crate) use mapped_file::Located;
+pub(crate) use open_in_container::open_in_container;
 pub use perf_map::{JitId, PerfMapRegistry};
 pub use proc_fs::Proc;
 pub use recorded::RecordedProcess;

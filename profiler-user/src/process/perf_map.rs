@@ -10,13 +10,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::TableStats;
 use super::mapped_file::{Located, NotOpened};
 use super::mount_info::file_system_of;
+use super::open_in_container;
 use super::proc_fs::{ProcessDir, ProcessStatus};
 use super::use_order::{Stamp, UseOrder};
 use crate::clock::{boot_now, unix_now};
@@ -177,9 +178,7 @@ impl Folder {
     /// `None`: there is none, or nobody has used it for so long that it is not in the cache.
     fn open(process: &ProcessDir) -> Result<Option<Self>, Refused> {
         let root = process.root().map_err(|_error| Refused::Unreachable)?;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        match open_cached(&root, "tmp", flags, resolve) {
+        match open_cached(&root, "tmp", ResolveFlags::empty(), OFlags::DIRECTORY) {
             Ok(handle) => Ok(Some(Self { handle })),
             Err(Errno::NOENT | Errno::AGAIN) => Ok(None),
             Err(_) => Err(Refused::Unreachable),
@@ -188,12 +187,11 @@ impl Folder {
 
     /// A file in it; not one that is mounted there, nor where a symbolic link leads.
     fn locate(&self, process: &ProcessDir, name: &str) -> Result<Option<Located>, Refused> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut found = open_cached(&self.handle, name, flags, resolve);
+        let (also, flags) = (ResolveFlags::NO_XDEV, OFlags::NOFOLLOW);
+        let mut found = open_cached(&self.handle, name, also, flags);
         if matches!(found, Err(Errno::AGAIN)) {
             self.check(process)?;
-            found = openat2(&self.handle, name, flags, Mode::empty(), resolve);
+            found = open_in_container(&self.handle, name, also, flags);
         }
         match found {
             Ok(handle) => Located::new(handle).map(Some).map_err(|_error| Refused::Unreachable),
@@ -212,20 +210,20 @@ impl Folder {
 fn open_cached(
     folder: &OwnedFd,
     name: &str,
+    also: ResolveFlags,
     flags: OFlags,
-    resolve: ResolveFlags,
 ) -> Result<OwnedFd, Errno> {
     /// The cache can be in the middle of a change.
     const TRIES: usize = 3;
-    let open = |resolve| openat2(folder, name, flags, Mode::empty(), resolve);
+    let open = |also| open_in_container(folder, name, also, flags);
     let mut found = Err(Errno::AGAIN);
     for _ in 0..TRIES {
-        found = open(resolve | ResolveFlags::CACHED);
+        found = open(also | ResolveFlags::CACHED);
         if !matches!(found, Err(Errno::AGAIN)) {
             break;
         }
     }
-    if matches!(found, Err(Errno::INVAL)) { open(resolve) } else { found }
+    if matches!(found, Err(Errno::INVAL)) { open(also) } else { found }
 }
 
 fn check(located: &Located, status: &ProcessStatus, start_time: u64) -> Result<(), Refused> {

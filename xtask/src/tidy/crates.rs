@@ -13,7 +13,7 @@ struct Rule {
     invariant: &'static str,
 }
 
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 6] = [
     Rule {
         names: &["aya", "aya_log", "aya_obj"],
         places: &["capture"],
@@ -38,6 +38,11 @@ const RULES: [Rule; 5] = [
         names: &["kube", "k8s_openapi"],
         places: &["pods"],
         invariant: "only pods asks the API server",
+    },
+    Rule {
+        names: &["openat2"],
+        places: &["process/open_in_container"],
+        invariant: "paths that a process has a say in are opened by open_in_container",
     },
 ];
 
@@ -124,6 +129,7 @@ mod tests {
         breaks("symbolize/workers.rs", "use blazesym::symbolize;", &["blazesym"]);
         breaks("process/pods.rs", "TcpStream::connect(address)", &["TcpStream::connect"]);
         breaks("export/http.rs", "use reqwest::Client;", &[]);
+        breaks("process/perf_map.rs", "let file = openat2(root, path)?;", &["openat2"]);
     }
 
     #[test]
