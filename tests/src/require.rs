@@ -53,6 +53,7 @@ impl std::fmt::Display for Missing {
 /// | `Runc` | the path of `runc` |
 /// | `Containerd` | the path of `containerd` |
 /// | `Cni` | the path of CNI's plugin `bridge`, as `cni-bridge` |
+/// | `ManifestTools` | the path of kubernetes-validate, beside Helm and checkov as Python packages |
 /// | `Image` | the path of the agent's container image |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
 /// | `Qemu` | the path of `qemu-system-x86_64` |
@@ -157,6 +158,12 @@ macro_rules! require_one {
     };
     (Image) => {
         $crate::require::file("SPANPROF_IMAGE", "run the tests by `cargo xtask test`")
+    };
+    (ManifestTools) => {
+        $crate::require::file(
+            "SPANPROF_MANIFEST_TOOLS",
+            "no Helm and checkov: `cargo xtask setup` fetches them where Python's pip is",
+        )
     };
     (Qemu) => {
         $crate::require::tool("qemu-system-x86_64", "SPANPROF_QEMU")

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::bpf_toolchain::{self, on_path};
 use crate::exec::{ask, cargo};
-use crate::{apt, deny, fixture_tools, go_programs, guests, musl_rust};
+use crate::{apt, deny, fixture_tools, go_programs, guests, manifest_tools, musl_rust};
 
 /// What brings a tool that is missing.
 const SETUP: &str = "cargo xtask setup";
@@ -47,12 +47,15 @@ pub(crate) fn run() -> Result<()> {
     report("Pyroscope", found(binaries.server), SETUP);
     report("pprof reader", found(binaries.reader), SETUP);
     report("Go service", found(binaries.service), SETUP);
+    report("Kubernetes", found(binaries.kubernetes), SETUP);
     for tool in &fixture_tools::TOOLS {
         let found = tool.find(&cache).map(|path| path.display().to_string());
         report(tool.name, found, &format!("{SETUP}, or your distribution; some tests need it"));
     }
     let library = musl_rust::manifest(&cache).map(|path| path.display().to_string());
     report("Rust for musl", library, &format!("{SETUP}, on Debian; one test needs it"));
+    let remedy = manifest_tools::obstacle().unwrap_or(SETUP);
+    report("Helm, checkov", found(manifest_tools::program(&cache)?), remedy);
     let kernels = guests::are_there(&cache).then(|| guests::dir(&cache).display().to_string());
     report("other kernels", kernels, guests::obstacle().unwrap_or(SETUP));
     Ok(())

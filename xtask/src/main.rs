@@ -34,6 +34,7 @@ mod fixture_tools;
 mod musl_rust;
 mod go_programs;
 mod guests;
+mod manifest_tools;
 
 /// Set-up, builds, tests and checks of spanprof.
 #[derive(Parser)]

@@ -5,7 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{bpf_toolchain, bpf_tools, cache, deny, fixture_tools, go_programs, guests, musl_rust};
+use crate::{
+    bpf_toolchain, bpf_tools, cache, deny, fixture_tools, go_programs, guests, manifest_tools,
+    musl_rust,
+};
 
 /// A set of tools that some command needs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +36,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
     missing |= tools >= Tools::Test
         && (go_programs::is_missing(&cache)?
             || fixture_tools::is_missing(&cache)
+            || manifest_tools::is_missing(&cache)?
             || musl_rust::is_missing(&cache)
             || guests::is_missing(&cache));
     missing |= tools >= Tools::All && deny::is_missing(&cache);
@@ -45,6 +49,7 @@ pub(crate) fn provide(tools: Tools) -> Result<PathBuf> {
         if tools >= Tools::Test {
             go_programs::install(&cache)?;
             fixture_tools::install(&cache)?;
+            manifest_tools::install(&cache)?;
             musl_rust::install(&cache)?;
             guests::install(&cache)?;
         }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::exec::{cargo, exec, stream, target_dir};
 use crate::setup::{Tools, provide, shout};
 use crate::test_count::Count;
-use crate::{fixture_tools, go_programs, guests, image, musl_rust};
+use crate::{fixture_tools, go_programs, guests, image, manifest_tools, musl_rust};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -112,6 +112,7 @@ impl Tests {
         whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
         tell_go_programs(&mut whole, cache)?;
         fixture_tools::tell(&mut whole, cache);
+        manifest_tools::tell(&mut whole, cache)?;
         musl_rust::tell(&mut whole, cache);
         guests::tell(&mut whole, cache);
         self.run(&mut whole)
