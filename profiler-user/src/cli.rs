@@ -41,6 +41,17 @@ pub enum Command {
     Inspect(Inspect),
     /// Say what this kernel and these privileges allow, and what each missing thing costs
     Doctor,
+    /// Print what makes a shell complete the commands and options of spanprof
+    #[command(after_help = COMPLETIONS_EXAMPLES)]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder
+        folder: PathBuf,
+    },
     /// Turn addresses into names for the process that started this one
     #[command(hide = true)]
     SymbolizeWorker,
@@ -67,6 +78,11 @@ Examples:
   spanprof run --pyroscope-url http://pyroscope:4040
   spanprof run --pyroscope-url https://profiles.example.com --tenant team-a \\
       --bearer-token-file /run/secrets/token";
+
+const COMPLETIONS_EXAMPLES: &str = "\
+Examples:
+  spanprof completions bash > /etc/bash_completion.d/spanprof
+  spanprof completions fish > ~/.config/fish/completions/spanprof.fish";
 
 const INSPECT_EXAMPLES: &str = "\
 Examples:

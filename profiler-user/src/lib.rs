@@ -29,6 +29,7 @@ pub mod relabel;
 pub mod serve;
 pub mod cli;
 pub mod config;
+pub mod documents;
 pub mod settings;
 pub mod recording;
 pub mod inspect;

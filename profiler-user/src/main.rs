@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use profiler_user::capture::support::{Check, Facts, Verdict};
 use profiler_user::cli::{Command, ConfigCommand};
 use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
+use profiler_user::documents;
 use profiler_user::inspect;
 use profiler_user::pipeline::run::Reloaded;
 use profiler_user::pipeline::{record, replay, run};
@@ -81,6 +82,9 @@ fn execute(settings: Settings, arguments: Vec<OsString>) -> anyhow::Result<ExitC
                 return Ok(cannot(&error));
             }
         }
+        Command::Completions { shell } => documents::completions(shell, &mut io::stdout())?,
+        Command::Man { folder } => documents::manual(&folder)
+            .with_context(|| format!("cannot write manual pages into {}", folder.display()))?,
         Command::Config(ConfigCommand::Print(_)) => print(&settings, &mut io::stdout())?,
         Command::Replay(typed) => {
             let config = match OutputsConfig::new(typed.outputs) {

@@ -53,6 +53,9 @@ impl std::fmt::Display for Missing {
 /// | `Runc` | the path of `runc` |
 /// | `Containerd` | the path of `containerd` |
 /// | `Cni` | the path of CNI's plugin `bridge`, as `cni-bridge` |
+/// | `Deb` | the path of the Debian package |
+/// | `DpkgDeb` | the path of dpkg-deb |
+/// | `SystemdAnalyze` | the path of systemd-analyze |
 /// | `ManifestTools` | the path of kubernetes-validate, beside Helm and checkov as Python packages |
 /// | `Image` | the path of the agent's container image |
 /// | `CpuHotplug` | the file that takes CPU 1 offline and back |
@@ -164,6 +167,15 @@ macro_rules! require_one {
             "SPANPROF_MANIFEST_TOOLS",
             "no Helm and checkov: `cargo xtask setup` fetches them where Python's pip is",
         )
+    };
+    (Deb) => {
+        $crate::require::file("SPANPROF_DEB", "run the tests by `cargo xtask test`")
+    };
+    (DpkgDeb) => {
+        $crate::require::program("dpkg-deb")
+    };
+    (SystemdAnalyze) => {
+        $crate::require::program("systemd-analyze")
     };
     (Qemu) => {
         $crate::require::tool("qemu-system-x86_64", "SPANPROF_QEMU")

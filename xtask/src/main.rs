@@ -19,6 +19,7 @@ mod setup;
 mod doctor;
 mod build;
 mod image;
+mod deb;
 mod oci;
 mod test;
 mod test_count;
@@ -80,6 +81,14 @@ enum Command {
         #[arg(long, default_value = "release")]
         profile: String,
     },
+    /// Make a Debian package of the agent, with a systemd unit.
+    ///
+    /// Needs `dpkg-deb` and the C library for static programs (`libc.a`).
+    Deb {
+        /// The cargo profile.
+        #[arg(long, default_value = "release")]
+        profile: String,
+    },
     /// Profile the example service, and hold the profile against the service's own clock.
     ///
     /// Needs root. Writes to `target/demo`.
@@ -124,6 +133,7 @@ fn main() -> ExitCode {
         Command::Doctor => doctor::run(),
         Command::Build { r#static } => build::run(r#static),
         Command::Image { profile } => image::run(&profile),
+        Command::Deb { profile } => deb::run(&profile),
         Command::Demo => demo::run(),
         Command::Bench { what: None, .. } => bench::run(),
         Command::Bench { what: Some(Measured::Unwind), vs } => {

@@ -7,10 +7,11 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build::static_binary;
 use crate::exec::{cargo, exec, stream, target_dir};
 use crate::setup::{Tools, provide, shout};
 use crate::test_count::Count;
-use crate::{fixture_tools, go_programs, guests, image, manifest_tools, musl_rust};
+use crate::{deb, fixture_tools, go_programs, guests, image, manifest_tools, musl_rust};
 
 /// What becomes of a test that needs something that this machine does not have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,15 +100,15 @@ impl Tests {
     /// Runs tests of the whole: `which` for cargo, `filter` for the tests' own runner.
     fn run_whole(&mut self, cache: &Path, which: &[&str], filter: &[&str]) -> Result<()> {
         // First: the dynamic one, which is built next, has the same name.
-        let image = image::of_profile(with_frame_pointers(), PROFILE);
+        let alone = static_binary(with_frame_pointers(), PROFILE);
         let [spanprof, checkout] = build_measured()?;
         let mut whole = measured("test");
         whole.args(["--package=spanprof-tests", "--no-fail-fast"]).args(which);
         // One at a time: they share the kernel, and measure it.
         whole.args(["--", "--test-threads=1"]).args(filter);
-        match image {
-            Ok(image) => drop(whole.env("SPANPROF_IMAGE", image)),
-            Err(error) => shout(&format!("{error:#}: THE TESTS OF THE IMAGE WILL NOT RUN.")),
+        match alone.and_then(|binary| Ok((image::of_binary(&binary)?, deb::of_binary(&binary)?))) {
+            Ok((image, deb)) => drop(whole.env("SPANPROF_IMAGE", image).env("SPANPROF_DEB", deb)),
+            Err(error) => shout(&format!("{error:#}: THE TESTS OF THE PACKAGES WILL NOT RUN.")),
         }
         whole.env("SPANPROF_BIN", spanprof).env("SPANPROF_CHECKOUT_BIN", checkout);
         tell_go_programs(&mut whole, cache)?;
