@@ -39,7 +39,7 @@ pub enum Command {
     /// made at run time, and the stack of a thread now, frame by frame. For bug reports
     #[command(after_help = INSPECT_EXAMPLES)]
     Inspect(Inspect),
-    /// Say what this kernel and these privileges allow, and what each missing thing costs
+    /// Say what this kernel and these privileges allow, by trying, and what each missing thing costs
     Doctor,
     /// Print what makes a shell complete the commands and options of spanprof
     #[command(after_help = COMPLETIONS_EXAMPLES)]
@@ -313,6 +313,11 @@ pub struct Run {
     /// Rules of relabelling as in Prometheus and Alloy (relabel_configs), as YAML: a list of rules
     #[arg(long, value_name = "YAML", env = "SPANPROF_RELABEL_CONFIGS")]
     pub relabel_configs: Option<String>,
+    /// More servers beside the first, as a list of YAML: each with a name, pyroscope_url, and what the
+    /// first can have (tenant, basic_auth_user, basic_auth_password_file, bearer_token_file, header,
+    /// tls_ca_file, queue_mib, trace_id). Each has a queue of its own
+    #[arg(long, value_name = "YAML", env = "SPANPROF_ENDPOINTS", hide_env_values = true)]
+    pub endpoints: Option<String>,
     /// How much time one profile covers, 1s to 30s: Grafana looks 30 s around a span
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
     #[arg(env = "SPANPROF_WINDOW")]

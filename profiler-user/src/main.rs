@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context as _;
 use profiler_user::capture::support::{Check, Facts, Verdict};
+use profiler_user::capture::trial::trial;
 use profiler_user::cli::{Command, ConfigCommand};
 use profiler_user::config::{OutputsConfig, RecordConfig, RunConfig};
 use profiler_user::documents;
@@ -78,8 +79,15 @@ fn execute(settings: Settings, arguments: Vec<OsString>) -> anyhow::Result<ExitC
             runtime()?.block_on(run::run(config, setup, reload))?;
         }
         Command::Config(ConfigCommand::Check(typed)) => {
-            if let Err(error) = RunConfig::new(*typed, record::host_name()) {
-                return Ok(cannot(&error));
+            let config = match RunConfig::new(*typed, record::host_name()) {
+                Ok(config) => config,
+                Err(error) => return Ok(cannot(&error)),
+            };
+            let endpoints = config.endpoints.iter().map(|endpoint| &endpoint.pyroscope);
+            for server in [&config.pyroscope].into_iter().chain(endpoints) {
+                if let Err(error) = server.check() {
+                    return Ok(cannot(&error));
+                }
             }
         }
         Command::Completions { shell } => documents::completions(shell, &mut io::stdout())?,
@@ -117,7 +125,13 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 /// Prints what is there and what each missing thing costs.
 fn doctor(out: &mut dyn Write) -> io::Result<ExitCode> {
-    let checks = Facts::gather().checks();
+    let is_fatal = |checks: &[Check]| {
+        checks.iter().any(|check| matches!(check.verdict, Verdict::Fatal { .. }))
+    };
+    let mut checks = Facts::gather().checks();
+    if !is_fatal(&checks) {
+        checks.extend(trial());
+    }
     for Check { what, verdict } in &checks {
         match verdict {
             Verdict::Ok => writeln!(out, "ok       {what}")?,
@@ -129,8 +143,7 @@ fn doctor(out: &mut dyn Write) -> io::Result<ExitCode> {
             }
         }
     }
-    let fatal = checks.iter().any(|check| matches!(check.verdict, Verdict::Fatal { .. }));
-    Ok(if fatal { ExitCode::from(CANNOT) } else { ExitCode::SUCCESS })
+    Ok(if is_fatal(&checks) { ExitCode::from(CANNOT) } else { ExitCode::SUCCESS })
 }
 
 /// Before sampling: one line per missing thing and what it costs.

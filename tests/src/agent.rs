@@ -350,7 +350,8 @@ impl AgentStats {
     pub fn check_balances(&self) -> Result<()> {
         let balances = self.json["balances"].as_array().context("the counters have no balances")?;
         let stages: Vec<_> = balances.iter().filter_map(|one| one["stage"].as_str()).collect();
-        ensure!(stages == ["kernel", "attribute", "encode", "export"], "{stages:?}");
+        let first = ["kernel", "attribute", "encode", "export"];
+        ensure!(stages.starts_with(&first), "{stages:?}");
         for balance in balances {
             let (samples_in, samples_out) = (&balance["samples_in"], &balance["samples_out"]);
             ensure!(samples_in == samples_out, "{balance} of {}", self.json);

@@ -194,13 +194,38 @@ mod tests {
         let well = spanprof.run(&["doctor"]).unwrap();
         well.succeeded().unwrap();
         assert!(!well.stdout.contains("MISSING"), "{}", well.stdout);
-        for what in ["kernel ", "capability CAP_BPF", "kernel.perf_event_paranoid", "kernel BTF"] {
+        for what in [
+            "kernel ",
+            "capability CAP_BPF",
+            "kernel.perf_event_paranoid",
+            "kernel BTF",
+            "sampling, tried",
+            "other processes, tried: ",
+            "kernel addresses, tried",
+        ] {
             assert!(well.stdout.contains(&format!("ok       {what}")), "{}", well.stdout);
         }
         let ill = spanprof.run_without(CapabilitySet::all(), &["doctor"]).unwrap();
         ill.ended_with(CANNOT).unwrap();
         let line = "MISSING  capability CAP_BPF: BPF programs cannot be loaded";
         assert!(ill.stdout.contains(line), "{}", ill.stdout);
-        assert_eq!(well.stdout.lines().count(), ill.stdout.lines().count());
+        assert!(!ill.stdout.contains("tried"), "{}", ill.stdout);
+
+        let ill = spanprof.run_without(CapabilitySet::SYSLOG, &["doctor"]).unwrap();
+        ill.succeeded().unwrap();
+        let line = "worse    kernel addresses, tried: kernel frames have no names";
+        assert!(ill.stdout.contains(line), "{}", ill.stdout);
+
+        // Every capability, and still it cannot be done.
+        let binary = spanprof.command(&["doctor"]);
+        let mut few_descriptors = Command::new("sh");
+        few_descriptors
+            .args(["-c", "ulimit -n 12 && exec \"$0\" doctor"])
+            .arg(binary.get_program());
+        let ill = few_descriptors.output().unwrap();
+        let said = String::from_utf8_lossy(&ill.stdout);
+        assert_eq!(ill.status.code(), Some(CANNOT), "{said}");
+        assert!(said.contains("MISSING  sampling, tried: "), "{said}");
+        assert!(said.contains("Too many open files"), "{said}");
     }
 }

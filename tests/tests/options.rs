@@ -7,6 +7,7 @@ mod tests {
     use std::process::Command;
 
     use spanprof_tests::agent::{Agent, Process};
+    use spanprof_tests::ports::free_ports;
     use spanprof_tests::relay::{Act, Outcome, Relay, STORED};
     use spanprof_tests::require;
 
@@ -22,6 +23,55 @@ mod tests {
         let pushes = relay.pushes().unwrap();
         let names = pushes.iter().skip(from).filter_map(|(pushed, _)| pushed.label("service_name"));
         names.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn each_server_has_its_own_queue_and_a_server_that_is_away_holds_up_no_other() {
+        require!(Root);
+        let spanprof = require!(Spanprof);
+        let (first, archive) = (
+            Relay::alone(Act::Answer(STORED)).unwrap(),
+            Relay::alone(Act::Answer(STORED)).unwrap(),
+        );
+        // Nobody listens there.
+        let [away] = free_ports().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("spanprof.yaml");
+        let text = format!(
+            "pyroscope_url: {}\nwindow: 1s\nlisten: off\nendpoints:\n  \
+             - {{name: archive, pyroscope_url: '{}', tenant: t}}\n  \
+             - {{name: away, pyroscope_url: 'http://127.0.0.1:{away}', queue_mib: 1}}\n",
+            first.url(),
+            archive.url()
+        );
+        fs::write(&file, text).unwrap();
+        let _burning = burn("burn-red");
+        let mut agent = Agent::start(&spanprof, &["--config", file.to_str().unwrap()]).unwrap();
+        agent.wait_for_windows(3).unwrap();
+        let stats = agent.stop().unwrap();
+        stats.check_balances().unwrap();
+        let of = |endpoint: &str, count: &str| stats.json["endpoints"][endpoint][count].as_u64();
+        let encoded = Some(stats.samples("samples_encoded"));
+        assert!(encoded > Some(100), "{}", stats.json);
+        assert_eq!(Some(stats.samples("samples_exported")), encoded);
+        assert_eq!(of("archive", "samples_exported"), encoded);
+        assert_eq!(
+            (of("away", "samples_exported"), of("away", "samples_encoded")),
+            (Some(0), encoded)
+        );
+        assert_eq!(of("away", "lost_export_shutdown"), encoded);
+        for relay in [&first, &archive] {
+            assert_eq!(Some(relay.samples(Outcome::Stored).unwrap()), encoded);
+        }
+        let same = |relay: &Relay| -> Vec<_> {
+            let pushes = relay.pushes().unwrap().into_iter();
+            let mut pushes: Vec<_> = pushes
+                .map(|(it, _)| (format!("{:?}", it.label("service_name")), it.total()))
+                .collect();
+            pushes.sort();
+            pushes
+        };
+        assert_eq!(same(&first), same(&archive));
     }
 
     #[test]

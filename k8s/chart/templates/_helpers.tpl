@@ -34,7 +34,7 @@ maps is JSON, which is YAML too. */ -}}
 {{- $value := .value -}}
 {{- if and (kindIs "slice" $value) (eq .key "span_attribute") -}}
 {{ join "," $value }}
-{{- else if and (kindIs "slice" $value) (ne .key "relabel_configs") -}}
+{{- else if and (kindIs "slice" $value) (not (has .key (list "endpoints" "relabel_configs"))) -}}
 {{ join "\n" $value }}
 {{- else if kindIs "string" $value -}}
 {{ $value }}

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod kernel_layout;
 pub mod live;
 pub mod support;
+pub mod trial;
 
 mod attach;
 mod btf;

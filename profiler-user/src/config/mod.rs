@@ -2,19 +2,23 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use clap::ValueEnum as _;
+
 use crate::attribute::{ChosenAttribute, SpanPolicy, SpanScope, Unsampled};
 use crate::capture::{CaptureConfig, HookProbe, Sampler, StackReuse};
 use crate::cli;
 use crate::decode::Pid;
-use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
-use crate::export::{Credential, Secret};
+use crate::export::pyroscope::PyroscopeConfig;
 use crate::pods::is_in_cluster;
 use crate::relabel::{self, Rule, RuleError};
 use crate::serve::Listen;
 
 mod record;
+mod servers;
 
 pub use record::{InspectConfig, InspectTarget, Output, OutputKind, OutputsConfig, RecordConfig};
+pub use servers::{Endpoint, EndpointError};
+use servers::{Server, endpoints};
 
 /// Above this a sampler burns more than it finds.
 const HZ_MAX: u32 = 10_000;
@@ -72,6 +76,17 @@ pub enum ConfigError {
     /// Not a header. What was typed is not repeated: it may be a secret.
     #[error("--header must be NAME: VALUE")]
     Header,
+    /// Half of what a way to say who we are needs, or two ways.
+    #[error(
+        "--basic-auth-user goes with --basic-auth-password-file, and without --bearer-token-file"
+    )]
+    Auth,
+    /// Not one of the three.
+    #[error("--trace-id: it must be auto, on or off")]
+    TraceId,
+    /// The servers beside the first.
+    #[error("endpoints: {0}")]
+    Endpoints(#[from] EndpointError),
     /// The host's name is not the node's, in a pod least of all.
     #[error("--kubernetes on: the node's name is missing (--node-name, spec.nodeName of the pod)")]
     NodeName,
@@ -119,6 +134,8 @@ pub struct RunConfig {
     pub listen: Listen,
     /// Where profiles go.
     pub pyroscope: PyroscopeConfig,
+    /// And where else.
+    pub endpoints: Vec<Endpoint>,
     /// Where the counters go.
     pub stats: Option<PathBuf>,
 }
@@ -133,24 +150,20 @@ impl RunConfig {
         let hz = frequency(typed.sampling.hz)?;
         let window = window(typed.window)?;
         let url = typed.pyroscope_url.filter(|url| !url.is_empty()).ok_or(ConfigError::NoServer)?;
-        let mut pyroscope = PyroscopeConfig::new(url);
-        pyroscope.auth = match (typed.basic_auth_user, typed.basic_auth_password_file) {
-            (Some(user), Some(file)) => Auth::Basic { user, password: Credential::File(file) },
-            _ => typed
-                .bearer_token_file
-                .map_or(Auth::None, |file| Auth::Bearer(Credential::File(file))),
+        let trace_id = typed.trace_id.to_possible_value();
+        let pyroscope = Server {
+            name: String::new(),
+            pyroscope_url: url,
+            tenant: typed.tenant,
+            basic_auth_user: typed.basic_auth_user,
+            basic_auth_password_file: typed.basic_auth_password_file,
+            bearer_token_file: typed.bearer_token_file,
+            header: typed.header,
+            tls_ca_file: typed.tls_ca_file,
+            queue_mib: Some(typed.queue_mib),
+            trace_id: trace_id.map(|value| value.get_name().to_owned()),
         };
-        pyroscope.tenant = typed.tenant;
-        pyroscope.headers =
-            typed.header.iter().map(|typed| header(typed)).collect::<Result<_, _>>()?;
-        pyroscope.ca_file = typed.tls_ca_file;
-        pyroscope.proxy_from_environment = true;
-        pyroscope.queue_bytes = typed.queue_mib.saturating_mul(1 << 20);
-        pyroscope.trace_id = match typed.trace_id {
-            cli::TraceIdLabel::Auto => TraceIdLabel::Auto,
-            cli::TraceIdLabel::On => TraceIdLabel::On,
-            cli::TraceIdLabel::Off => TraceIdLabel::Off,
-        };
+        let endpoints = endpoints(typed.endpoints.as_deref().unwrap_or("[]"))?;
         Ok(Self {
             capture: CaptureConfig {
                 hz,
@@ -171,7 +184,8 @@ impl RunConfig {
             listen: typed.listen.map_or(Listen::Default, Listen::from),
             node: node(typed.kubernetes, typed.node_name)?,
             rules: rules(&typed.keep, &typed.drop, typed.relabel_configs.as_deref())?,
-            pyroscope,
+            pyroscope: pyroscope.config()?,
+            endpoints,
             stats: typed.stats,
         })
     }
@@ -200,16 +214,6 @@ fn node(kubernetes: cli::Kubernetes, name: Option<String>) -> Result<Option<Stri
         return Err(ConfigError::NodeName);
     }
     Ok(name)
-}
-
-fn header(typed: &str) -> Result<(String, Secret), ConfigError> {
-    match typed.split_once(':') {
-        Some((name, value)) if !name.trim().is_empty() => {
-            Ok((name.trim().to_owned(), Secret::new(value.trim())))
-        }
-        // Without a colon it may be the value alone, and a secret.
-        _ => Err(ConfigError::Header),
-    }
 }
 
 impl From<cli::BpfSampler> for Sampler {

@@ -1,6 +1,6 @@
 //! The books: what was sampled is what was exported and what was lost, stage by stage.
 
-use std::{fmt, io::Write};
+use std::{borrow::Cow, fmt, io::Write};
 
 use profiler_common::counter;
 use serde::Serialize;
@@ -16,15 +16,37 @@ pub struct Books {
     counts: Vec<(Count, u64)>,
     /// Samples that wait in the export queue.
     queued: u64,
+    /// Of the servers beside the first.
+    endpoints: Vec<EndpointBooks>,
     /// Counters that are not part of the books: processes, symbolizing.
     others: Vec<(&'static str, Value)>,
+}
+
+/// What a server's own books are of: what it was given, then all that can become of it.
+const LAST_STAGE: [Count; 7] = [
+    Count::SamplesEncoded,
+    Count::SamplesExported,
+    Count::LostExportQueueFull,
+    Count::LostExportRejected,
+    Count::LostExportGaveUp,
+    Count::LostExportShutdown,
+    Count::UncertainExport,
+];
+
+/// A server beside the first.
+#[derive(Clone, Debug)]
+struct EndpointBooks {
+    name: String,
+    /// Those of [`LAST_STAGE`].
+    counts: Vec<(Count, u64)>,
+    queued: u64,
 }
 
 /// Two sides that should be the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Balance {
     /// What they are.
-    pub stage: &'static str,
+    pub stage: Cow<'static, str>,
     /// What went in.
     pub samples_in: u64,
     /// What came out or was lost.
@@ -36,7 +58,15 @@ impl Books {
     #[must_use]
     pub fn new(kernel: CounterTotals, stats: &Stats, queued: u64) -> Self {
         let counts = Count::ALL.iter().map(|&count| (count, stats.get(count))).collect();
-        Self { kernel, counts, queued, others: Vec::new() }
+        Self { kernel, counts, queued, endpoints: Vec::new(), others: Vec::new() }
+    }
+
+    /// Adds a server beside the first, which has a queue of its own.
+    #[must_use]
+    pub fn with_endpoint(mut self, name: &str, stats: &Stats, queued: u64) -> Self {
+        let counts = LAST_STAGE.iter().map(|&count| (count, stats.get(count))).collect();
+        self.endpoints.push(EndpointBooks { name: name.to_owned(), counts, queued });
+        self
     }
 
     /// Adds counters of another part of the program.
@@ -52,8 +82,12 @@ impl Books {
     #[must_use]
     pub fn balances(&self) -> Vec<Balance> {
         let sum = |counts: &[Count]| counts.iter().map(|&count| self.get(count)).sum::<u64>();
-        let balance = |stage, samples_in, samples_out| Balance { stage, samples_in, samples_out };
-        vec![
+        let balance = |stage: &'static str, samples_in, samples_out| Balance {
+            stage: stage.into(),
+            samples_in,
+            samples_out,
+        };
+        let mut balances = vec![
             balance(
                 "kernel",
                 self.kernel.get(counter::SAMPLES_TAKEN),
@@ -81,20 +115,10 @@ impl Books {
                     Count::SamplesEncoded,
                 ]),
             ),
-            balance(
-                "export",
-                self.get(Count::SamplesEncoded),
-                self.queued
-                    + sum(&[
-                        Count::SamplesExported,
-                        Count::LostExportQueueFull,
-                        Count::LostExportRejected,
-                        Count::LostExportGaveUp,
-                        Count::LostExportShutdown,
-                        Count::UncertainExport,
-                    ]),
-            ),
-        ]
+            balance("export", self.get(Count::SamplesEncoded), self.queued + sum(&LAST_STAGE[1..])),
+        ];
+        balances.extend(self.endpoints.iter().map(EndpointBooks::balance));
+        balances
     }
 
     /// Samples that were taken and did not come out, whatever the reason.
@@ -143,6 +167,14 @@ impl Books {
         let mut counts = self.counts.iter().map(|(count, n)| (count.name(), *n));
         all.insert("samples".to_owned(), object(&mut counts));
         all.insert("queued".to_owned(), self.queued.into());
+        if !self.endpoints.is_empty() {
+            let of = |EndpointBooks { name, counts, queued }: &EndpointBooks| {
+                let counts = counts.iter().map(|(count, n)| (count.name(), *n));
+                (name.clone(), object(&mut counts.chain([("queued_samples", *queued)])))
+            };
+            let endpoints = self.endpoints.iter().map(of);
+            all.insert("endpoints".to_owned(), Value::Object(endpoints.collect()));
+        }
         for (part, counters) in &self.others {
             all.insert((*part).to_owned(), counters.clone());
         }
@@ -150,6 +182,18 @@ impl Books {
         let balances = serde_json::to_value(self.balances()).unwrap_or_default();
         all.insert("balances".to_owned(), balances);
         Value::Object(all)
+    }
+}
+
+impl EndpointBooks {
+    fn balance(&self) -> Balance {
+        let sum = |counts: &[(Count, u64)]| counts.iter().map(|(_, samples)| samples).sum::<u64>();
+        let (encoded, ends) = self.counts.split_at(1);
+        Balance {
+            stage: format!("export to {}", self.name).into(),
+            samples_in: sum(encoded),
+            samples_out: sum(ends) + self.queued,
+        }
     }
 }
 
@@ -204,6 +248,26 @@ mod tests {
         for Balance { stage, samples_in, samples_out } in books().balances() {
             assert_eq!(samples_in, samples_out, "{stage}");
         }
+    }
+
+    #[test]
+    fn each_server_has_books_of_its_own() {
+        let stats = Stats::default();
+        stats.add(Count::SamplesEncoded, 9);
+        stats.add(Count::SamplesExported, 6);
+        stats.add(Count::LostExportGaveUp, 2);
+        let books = books().with_endpoint("archive", &stats, 1);
+        let balances = books.balances();
+        let [.., archive] = &*balances else { panic!("{balances:?}") };
+        assert_eq!((&*archive.stage, archive.samples_in), ("export to archive", 9));
+        assert!(balances.iter().all(|balance| balance.samples_in == balance.samples_out));
+        let json = books.to_json();
+        let archive = &json["endpoints"]["archive"];
+        assert_eq!(
+            (&archive["samples_exported"], &archive["queued_samples"]),
+            (&6.into(), &1.into())
+        );
+        assert_eq!(books.lost(), 4, "it is not counted twice");
     }
 
     #[test]

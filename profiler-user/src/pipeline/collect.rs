@@ -111,7 +111,7 @@ impl Collector {
         length: Option<Duration>,
         windows: &SyncSender<Collected>,
     ) -> io::Result<Ended> {
-        let mut window_end = length.map(|length| Instant::now() + length);
+        let mut window_end = length.map(first_end);
         self.tell_kernel(false);
         loop {
             let tick = Instant::now() + self.until_due();
@@ -294,6 +294,12 @@ impl Collector {
             unwind: self.unwinding.stats(),
         }
     }
+}
+
+/// When the first window ends: it is shorter by up to half, at random, so that agents that start
+/// together do not push together ever after.
+fn first_end(length: Duration) -> Instant {
+    Instant::now() + length.mul_f64(1.0 - fastrand::f64() / 2.0)
 }
 
 /// When the window that begins now ends: in step with the earlier ones, and not before half of its

@@ -23,4 +23,5 @@ pub mod replay;
 pub mod run;
 pub mod running;
 pub mod series;
+mod servers;
 pub mod unwinding;

@@ -22,22 +22,20 @@ use super::place::{Placed, Placer, Rules};
 use super::reload::{ReloadStats, lock, take};
 use super::running::{Running, StartConfig, StartError, join};
 use super::series::{Labels, Place};
+use super::servers::Servers;
 use super::unwinding::UnwindStats;
-use crate::aggregate::{Group, Window};
+use crate::aggregate::Group;
 use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
-use crate::encode::{
-    AdmittedValues, EncodeOptions, Encoded, cap_attributes, encode, split_by_span_name,
-};
+use crate::encode::{AdmittedValues, cap_attributes, split_by_span_name};
 use crate::export::file::{FileError, check_writable, write_atomically};
-use crate::export::pyroscope::{ConfigError, Pyroscope};
-use crate::export::{self, Profile};
+use crate::export::pyroscope::ConfigError;
 use crate::pods::{Pods, is_in_cluster};
 use crate::privilege::Setup;
 use crate::process::{ElfRegistry, TableStats};
 use crate::serve::{Beat, DEFAULT_LISTEN, Health, Listen, ListenError, Target, Telling, serve};
 use crate::stats::{Count, Stats};
-use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{SymbolizeStats, Symbolizer, SymbolizerConfig};
 
 /// How long the last profiles may take to be delivered. With the names of at most three windows
 /// that are under way it stays below 30 s, when Kubernetes kills.
@@ -87,7 +85,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
     let stats = Arc::new(Stats::default());
     let (health, telling) = (Arc::new(Health::default()), Arc::new(Telling::default()));
     listen(&config.listen, &health, &telling).await?;
-    let exporter = Arc::new(Pyroscope::start(&config.pyroscope, Arc::clone(&stats))?);
+    let servers = Arc::new(Servers::start(&config, &stats)?);
     let start = StartConfig {
         capture: config.capture.clone(),
         spans: config.spans.clone(),
@@ -120,7 +118,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
         attributes: HashMap::new(),
         coverage: Coverage::default(),
         config,
-        exporter: Arc::clone(&exporter),
+        servers: Arc::clone(&servers),
         elfs,
         counters,
         stats,
@@ -157,7 +155,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
         None => finished.await,
     };
     let joined = tokio::task::spawn_blocking(move || join(collector)).await;
-    exporter.shutdown(GRACE).await;
+    servers.shutdown(GRACE).await;
     let finisher =
         finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
     let books = finisher.books()?;
@@ -193,7 +191,7 @@ async fn listen(
 struct Finisher {
     config: RunConfig,
     symbolizer: Symbolizer,
-    exporter: Arc<Pyroscope>,
+    servers: Arc<Servers>,
     elfs: ElfRegistry,
     counters: Arc<Counters>,
     stats: Arc<Stats>,
@@ -271,31 +269,17 @@ impl Finisher {
                 let mut labels = labels.clone();
                 labels.extend(name.map(|name| ("span_name".to_owned(), name.to_string())));
                 let labels = labels.into_iter().collect();
-                self.push(window, &group, &labels, &names);
+                self.servers.push(window, &group, &labels, &names);
             }
         }
     }
 
-    fn push(&self, window: &Window, group: &Group, labels: &export::Labels, names: &Names) {
-        let options = EncodeOptions::pyroscope(self.exporter.takes_trace_id());
-        let Encoded { parts, zero_value_samples } = encode(window, group, names, &options);
-        self.stats.add(Count::LostZeroValue, zero_value_samples);
-        for part in parts {
-            self.stats.add(Count::SamplesEncoded, part.samples);
-            self.exporter.try_push(Profile {
-                labels: labels.clone(),
-                samples: part.samples,
-                start_unix_ns: window.start_unix_ns,
-                duration_ns: window.duration_ns,
-                pprof: part.pprof.into(),
-            });
-        }
-    }
-
     fn books(&self) -> io::Result<Books> {
-        let queued = self.exporter.queued().samples;
         let symbolize: SymbolizeStats = self.symbolizer.stats();
-        Ok(Books::new(self.counters.totals()?, &self.stats, queued)
+        let books = Books::new(self.counters.totals()?, &self.stats, self.servers.queued());
+        Ok(self
+            .servers
+            .in_books(books)
             .with("services", &self.coverage)
             .with("containers", &self.placer.stats())
             .with("pods", &self.placer.pod_stats())

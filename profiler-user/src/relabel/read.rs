@@ -69,8 +69,10 @@ impl Text {
 ///
 /// They are not rules that Prometheus would take; the first one that is wrong is named.
 pub fn read(yaml: &str) -> Result<Vec<Rule>, RuleError> {
-    let written: Vec<Written> =
-        serde_saphyr::from_str(yaml).map_err(|error| RuleError::Yaml(error.to_string()))?;
+    // YAML 1.2's truths: `yes` is a value like others.
+    let strict = serde_saphyr::options! { strict_booleans: true };
+    let written: Vec<Written> = serde_saphyr::from_str_with_options(yaml, strict)
+        .map_err(|error| RuleError::Yaml(error.to_string()))?;
     if written.len() > RULES_MAX {
         return Err(RuleError::TooMany);
     }

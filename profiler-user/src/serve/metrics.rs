@@ -1,6 +1,7 @@
 //! The counters as `OpenMetrics`: each one that `--stats` writes, under a name that follows from its
 //! own. None has a label that a process could choose.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus_client::{
@@ -71,6 +72,7 @@ impl Collector for Books {
                         }
                     }
                 }
+                "endpoints" => endpoints(&mut encoder, counters)?,
                 "queued" => each(&mut encoder, "spanprof_export_queued_samples", counters)?,
                 part => each(&mut encoder, &format!("spanprof_{part}"), counters)?,
             }
@@ -83,6 +85,37 @@ impl Collector for Books {
         }
         Ok(())
     }
+}
+
+/// Counters of servers by their names, which whoever runs the agent has given them.
+fn endpoints(
+    encoder: &mut DescriptorEncoder<'_>,
+    endpoints: &Value,
+) -> Result<(), std::fmt::Error> {
+    let mut families: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
+    for (endpoint, counters) in endpoints.as_object().into_iter().flatten() {
+        for (name, count) in counters.as_object().into_iter().flatten() {
+            let count = count.as_u64().unwrap_or_default();
+            families.entry(name).or_default().push((endpoint, count));
+        }
+    }
+    for (name, counts) in families {
+        let is_gauge = name == "queued_samples";
+        let kind = if is_gauge { MetricType::Gauge } else { MetricType::Counter };
+        let full = format!("spanprof_endpoint_{name}");
+        let help = format!("{} of a server beside the first", name.replace('_', " "));
+        let mut family = encoder.encode_descriptor(&full, &help, None, kind)?;
+        for (endpoint, count) in counts {
+            let label = [("endpoint", endpoint)];
+            let one = family.encode_family(&label)?;
+            if is_gauge {
+                ConstGauge::new(count).encode(one)?;
+            } else {
+                ConstCounter::new(count).encode(one)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A number, or each number below.
@@ -133,6 +166,10 @@ mod tests {
             "kernel": {"samples_taken": 12, "lost_ring_full": 2, "span_valid": 5},
             "samples": {"samples_exported": 9, "lost_malformed": 1},
             "queued": 3,
+            "endpoints": {
+                "eu": {"samples_exported": 4, "queued_samples": 2},
+                "us": {"samples_exported": 5, "queued_samples": 0},
+            },
             "process": {"looked": 4, "delays": {"sum ms": 1.5}, "no": null},
             "unwind": {"files_without": {"too large": 6}, "build_ms": 2.5},
             "services": [{"service": "evil\n"}],
@@ -146,6 +183,9 @@ mod tests {
             "spanprof_samples_lost_total{reason=\"ring_full\"} 2",
             "spanprof_samples_lost_total{reason=\"malformed\"} 1",
             "spanprof_export_queued_samples 3",
+            "spanprof_endpoint_samples_exported_total{endpoint=\"eu\"} 4",
+            "spanprof_endpoint_samples_exported_total{endpoint=\"us\"} 5",
+            "spanprof_endpoint_queued_samples{endpoint=\"eu\"} 2",
             "spanprof_process_looked_total 4",
             "spanprof_process_delays_sum_ms_total 1.5",
             "spanprof_unwind_build_ms_total 2.5",

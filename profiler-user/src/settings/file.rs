@@ -19,7 +19,7 @@ const FILE_MAX: u64 = 1 << 20;
 /// How alike a key has to be to be meant.
 const ALIKE: f64 = 0.75;
 /// Options whose value is YAML itself.
-const STRUCTURED: [&str; 1] = ["relabel_configs"];
+const STRUCTURED: [&str; 2] = ["endpoints", "relabel_configs"];
 
 /// What is wrong with a file of options.
 #[derive(Debug, thiserror::Error)]

@@ -1,12 +1,14 @@
 //! The options as they are in force, as a file of options.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use clap::{Arg, parser::ValueSource};
+use serde_json::Value;
 
 use super::{Settings, is_switch, key, options};
 
-/// Options whose value may hold a secret.
+/// The option whose values may be secrets, by itself and in those of `endpoints`.
 const SECRET: &str = "header";
 
 /// Writes every option with its value and where that is from. Secrets are left out.
@@ -47,6 +49,9 @@ fn hidden(id: &str, value: &str) -> String {
         let name = value.split_once(':').map_or("", |(name, _)| name);
         return format!("{name}: <hidden>");
     }
+    if id == "endpoints" {
+        return endpoints(value);
+    }
     match value.split_once("://") {
         Some((scheme, rest)) => {
             let end = rest.find('/').unwrap_or(rest.len());
@@ -59,8 +64,26 @@ fn hidden(id: &str, value: &str) -> String {
     }
 }
 
+fn endpoints(yaml: &str) -> String {
+    let Ok(mut servers) = serde_saphyr::from_str::<Vec<BTreeMap<String, Value>>>(yaml) else {
+        return "<hidden>".to_owned();
+    };
+    for (key, value) in servers.iter_mut().flatten() {
+        match value {
+            Value::Array(values) => {
+                let hide =
+                    |it: &mut Value| *it = hidden(key, it.as_str().unwrap_or_default()).into();
+                values.iter_mut().for_each(hide);
+            }
+            Value::String(text) => *text = hidden(key, text),
+            _ => {}
+        }
+    }
+    serde_json::to_string(&servers).unwrap_or_default()
+}
+
 /// JSON's texts are YAML's, too.
 fn quoted(text: &str) -> String {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    if is_number { text.to_owned() } else { serde_json::Value::from(text).to_string() }
+    if is_number { text.to_owned() } else { Value::from(text).to_string() }
 }

@@ -120,7 +120,8 @@ fn what_is_printed_is_a_file_that_says_the_same_without_secrets() {
     };
     assert_eq!(values(&printed("spanprof config print", &first)), values(&first));
 
-    let secret = "pyroscope_url: https://user:hunter2@p/x\nheader: ['X-Key: hunter2', hunter2]\n";
+    let secret = "pyroscope_url: https://user:hunter2@p/x\nheader: ['X-Key: hunter2', hunter2]\n\
+        endpoints: [{name: a, pyroscope_url: 'https://u:hunter2@q', header: ['K: hunter2']}]\n";
     let text = printed("spanprof config print", secret);
     assert!(!text.contains("hunter2"), "{text}");
     assert!(text.contains("https://<hidden>@p/x") && text.contains("X-Key: <hidden>"), "{text}");

@@ -9,7 +9,8 @@ use reqwest::header::{
     HeaderName, HeaderValue, TRANSFER_ENCODING,
 };
 
-use crate::export::{Credential, Secret};
+use super::client::Client;
+use crate::export::{Credential, CredentialError, Secret};
 
 /// Where profiles go, and how hard to try.
 #[derive(Clone, Debug)]
@@ -140,6 +141,9 @@ pub enum ConfigError {
         /// Which.
         what: &'static str,
     },
+    /// A password or a token.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
     /// The HTTP client cannot be set up.
     #[error("cannot set up the HTTP client: {reason}")]
     Client {
@@ -165,6 +169,22 @@ impl PyroscopeConfig {
             retry: RetryPolicy::default(),
             trace_id: TraceIdLabel::default(),
         }
+    }
+
+    /// Whether it can work, as far as that can be told without the server.
+    ///
+    /// # Errors
+    ///
+    /// What cannot be, a credential that is not there included.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        Client::new(self)?;
+        match &self.auth {
+            Auth::None => {}
+            Auth::Basic { password: credential, .. } | Auth::Bearer(credential) => {
+                credential.load()?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn check_numbers(&self) -> Result<(), ConfigError> {
