@@ -80,9 +80,9 @@ mod tests {
             examples.contains("\nkeep:") && examples.contains("\n  - target_label"),
             "{examples}"
         );
-        let all = at("all.yaml");
-        fs::write(&all, examples.replace("/etc/spanprof/token", options.to_str().unwrap()))
-            .unwrap();
+        let (all, token) = (at("all.yaml"), at("token"));
+        fs::write(&token, "secret").unwrap();
+        fs::write(&all, examples.replace("/etc/spanprof/token", token.to_str().unwrap())).unwrap();
         check(&all);
 
         let completion = at("usr/share/bash-completion/completions/spanprof");
