@@ -250,6 +250,15 @@ impl Agent {
         Ok(stats)
     }
 
+    /// Ends it without a word (SIGKILL).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill()
+    }
+
     /// Tells it to read its options again (SIGHUP).
     ///
     /// # Errors

@@ -5,6 +5,7 @@ pub mod require;
 pub mod wait;
 
 pub mod cargo_fixture;
+pub mod kustomize;
 pub mod made_elf;
 pub mod ports;
 pub mod process_context;
@@ -21,6 +22,7 @@ pub mod spanprof;
 pub mod agent;
 pub mod api_server;
 pub mod cluster;
+pub mod control_group;
 pub mod pushed;
 pub mod pyroscope;
 pub mod relay;

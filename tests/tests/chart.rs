@@ -5,11 +5,11 @@
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
-    use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Output};
 
     use serde_json::{Value, json};
+    use spanprof_tests::kustomize::kustomize;
     use spanprof_tests::require;
 
     const OVERLAYS: [&str; 2] = ["minimal", "debian-ubuntu"];
@@ -58,13 +58,6 @@ mod tests {
         Ok(objects.as_array().unwrap().clone())
     }
 
-    fn kustomize(kubernetes: &Path, folder: &Path) -> String {
-        let links = tempfile::tempdir().unwrap();
-        let kubectl = links.path().join("kubectl");
-        symlink(kubernetes, &kubectl).unwrap();
-        text(Command::new(kubectl).arg("kustomize").arg(folder).output().unwrap()).unwrap()
-    }
-
     fn of_kind<'a>(objects: &'a [Value], kind: &str) -> &'a Value {
         objects.iter().find(|it| it["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))
     }
@@ -78,7 +71,7 @@ mod tests {
         let kubernetes = require!(Kubernetes);
         for name in OVERLAYS {
             let overlay = k8s(&format!("overlays/{name}"));
-            let expected = kustomize(&kubernetes, &overlay);
+            let expected = kustomize(&kubernetes, &overlay).unwrap();
             let found = fs::read_to_string(rendered(name)).unwrap();
             assert!(
                 found == expected,

@@ -4,13 +4,14 @@
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::process::CommandExt as _;
     use std::path::Path;
     use std::process::Command;
 
     use serde_json::{Value, json};
     use spanprof_tests::api_server::ApiServer;
+    use spanprof_tests::kustomize::kustomize;
     use spanprof_tests::require;
     use spanprof_tests::workload::{Program, Workload};
 
@@ -159,10 +160,7 @@ mod tests {
             patches:\n  - target: {kind: ConfigMap, name: spanprof}\n    patch: |-\n      \
             - {op: replace, path: /data/SPANPROF_PYROSCOPE_URL, value: \"https://p.example\"}\n";
         fs::write(own.join("kustomization.yaml"), text).unwrap();
-        let kubectl = folder.path().join("kubectl");
-        symlink(&kubernetes, &kubectl).unwrap();
-        let made = Command::new(kubectl).arg("kustomize").arg(&own).output().unwrap();
-        let made = String::from_utf8(made.stdout).unwrap();
+        let made = kustomize(&kubernetes, &own).unwrap();
         assert!(made.contains("image: registry.example.com/spanprof:1.2.3"), "{made}");
         assert!(made.contains("SPANPROF_PYROSCOPE_URL: https://p.example"), "{made}");
     }

@@ -4,12 +4,11 @@
 mod tests {
     use std::collections::BTreeSet;
     use std::fs;
-    use std::os::unix::fs::symlink;
     use std::path::{Path, PathBuf};
-    use std::process::Command;
 
     use serde_json::Value;
     use spanprof_tests::agent::Agent;
+    use spanprof_tests::kustomize::kustomize;
     use spanprof_tests::ports::free_ports;
     use spanprof_tests::relay::{Act, Relay, STORED};
     use spanprof_tests::require;
@@ -110,9 +109,9 @@ mod tests {
     #[test]
     fn the_monitor_finds_the_pods() {
         let kubernetes = require!(Kubernetes);
-        let links = tempfile::tempdir().unwrap();
+        let parent = tempfile::tempdir().unwrap();
         let k8s = folder().join("../..").canonicalize().unwrap();
-        let own = links.path().join("own");
+        let own = parent.path().join("own");
         fs::create_dir(&own).unwrap();
         let up = "../".repeat(own.components().count() - 1);
         let k8s = format!("{up}{}", k8s.strip_prefix("/").unwrap().display());
@@ -121,11 +120,7 @@ mod tests {
              components: [\"{k8s}/components/monitoring\"]\n"
         );
         fs::write(own.join("kustomization.yaml"), text).unwrap();
-        let kubectl = links.path().join("kubectl");
-        symlink(kubernetes, &kubectl).unwrap();
-        let made = Command::new(kubectl).arg("kustomize").arg(&own).output().unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let made = String::from_utf8(made.stdout).unwrap();
+        let made = kustomize(&kubernetes, &own).unwrap();
         let objects: Vec<Value> = serde_saphyr::from_multiple(&made).unwrap();
         let of_kind = |kind: &str| {
             objects.iter().find(|it| it["kind"] == kind).unwrap_or_else(|| panic!("no {kind}"))

@@ -26,6 +26,48 @@ mod tests {
     }
 
     #[test]
+    fn a_check_finds_what_a_start_would() {
+        let spanprof = require!(Spanprof);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("spanprof.yaml");
+        let check = |text: &str| {
+            fs::write(&file, text).unwrap();
+            let mut check = Command::new(&spanprof);
+            check.args(["config", "check", "--config"]).arg(&file).env_clear();
+            let done = check.output().unwrap();
+            (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
+        };
+        let good = "pyroscope_url: http://p:4040\n";
+        assert_eq!(check(good), (Some(0), String::new()));
+        for (more, because) in [
+            (
+                "windwo: 5s\n",
+                "spanprof.yaml:2: there is no option \"windwo\"; did you mean \"window\"?",
+            ),
+            ("frequency: often\n", "spanprof.yaml:2: "),
+            ("bearer_token_file: /no/such/token\n", "cannot read the credential in /no/such/token"),
+            ("tls_ca_file: /no/such/ca\n", "cannot read the CA file /no/such/ca"),
+            (
+                "endpoints: [{name: a, pyroscope_url: 'ftp://a'}]\n",
+                "it must begin with http:// or https://",
+            ),
+            (
+                "endpoints: [{name: a, pyroscope_url: 'http://a', bearer_token_file: /none}]\n",
+                "/none",
+            ),
+            ("relabel_configs: [{regex: '('}]\n", "rule 1"),
+            ("drop: [colour=red]\n", "NAME one of namespace"),
+            ("tenant: [a]\n", "a single value is wanted"),
+        ] {
+            let (code, said) = check(&format!("{good}{more}"));
+            assert_eq!(code, Some(2), "{more}: {said}");
+            assert!(said.contains(because), "{more}: {said}");
+        }
+        let (code, said) = check("window: 5s\n");
+        assert!(code == Some(2) && said.contains("there is no server"), "{said}");
+    }
+
+    #[test]
     fn each_server_has_its_own_queue_and_a_server_that_is_away_holds_up_no_other() {
         require!(Root);
         let spanprof = require!(Spanprof);
@@ -49,7 +91,6 @@ mod tests {
         let mut agent = Agent::start(&spanprof, &["--config", file.to_str().unwrap()]).unwrap();
         agent.wait_for_windows(3).unwrap();
         let stats = agent.stop().unwrap();
-        stats.check_balances().unwrap();
         let of = |endpoint: &str, count: &str| stats.json["endpoints"][endpoint][count].as_u64();
         let encoded = Some(stats.samples("samples_encoded"));
         assert!(encoded > Some(100), "{}", stats.json);
@@ -120,6 +161,15 @@ mod tests {
         assert_eq!(services(&relay, before), BTreeSet::from(["burn-red".to_owned()]));
         let log = agent.log_end();
         assert!(log.contains("only read at the start: frequency"), "{log}");
+
+        // Rules that want nothing: every sample is counted, and none is sent.
+        write("relabel_configs: [{action: drop}]\n");
+        agent.hang_up().unwrap();
+        agent.wait_for("it was taken", |it| failed(it)["reloads"] == 2).unwrap();
+        agent.wait_for_windows(2).unwrap();
+        let before = relay.pushes().unwrap().len();
+        agent.wait_for_windows(2).unwrap();
+        assert_eq!(relay.pushes().unwrap().len(), before);
         let stats = agent.stop().unwrap();
         assert!(stats.samples("lost_dropped_by_rule") > 0, "{}", stats.json);
         assert_eq!(stats.samples("samples_exported"), relay.samples(Outcome::Stored).unwrap());

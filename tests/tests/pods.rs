@@ -7,57 +7,20 @@ mod tests {
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-    use std::path::PathBuf;
-    use std::process::Command;
+    use std::path::Path;
 
     use serde_json::{Value, json};
-    use spanprof_tests::agent::{Agent, poll_until};
+    use spanprof_tests::agent::{Agent, AgentStats, poll_until};
     use spanprof_tests::api_server::{ApiServer, NODE};
+    use spanprof_tests::control_group::ControlGroup;
     use spanprof_tests::ports::free_ports;
     use spanprof_tests::pyroscope::Server;
-    use spanprof_tests::relay::Relay;
+    use spanprof_tests::relay::{Act, Relay, STORED};
     use spanprof_tests::require;
     use spanprof_tests::workload::{Program, Workload};
 
-    /// A control group, gone with the processes in it.
-    struct ControlGroup {
-        paths: Vec<PathBuf>,
-    }
-
-    impl ControlGroup {
-        /// As the container runtime makes it for a container of a pod.
-        fn of(pod_uid: &str, container_id: &str) -> Self {
-            let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(PathBuf::from);
-            let root = root.into_iter().find(|it| it.join("cgroup.procs").exists()).unwrap();
-            let top = root.join(format!("spanprof-test-{}", std::process::id()));
-            let pod = top.join(format!("pod{pod_uid}"));
-            let paths = vec![pod.join(container_id), pod, top];
-            fs::create_dir_all(&paths[0]).unwrap();
-            Self { paths }
-        }
-
-        /// A program that is in it from its first instruction on.
-        fn start(&self, program: &Program) -> Workload {
-            let script = "echo $$ > \"$1/cgroup.procs\" && shift && exec \"$@\"";
-            let mut command = Command::new("sh");
-            command.args(["-c", script, "sh"]).arg(&self.paths[0]);
-            Workload::start(command.arg(program.path()).args(["chain", "0"])).unwrap()
-        }
-    }
-
-    impl Drop for ControlGroup {
-        fn drop(&mut self) {
-            drop(fs::write(self.paths[0].join("cgroup.kill"), "1"));
-            let [group, parents @ ..] = &*self.paths else { return };
-            let gone = poll_until("a control group is empty", || {
-                Ok(fs::remove_dir(group).is_ok().then_some(()))
-            });
-            drop(gone);
-            for parent in parents {
-                // That is refused while another container of it is there.
-                drop(fs::remove_dir(parent));
-            }
-        }
+    fn start(group: &ControlGroup, program: &Program) -> Workload {
+        Workload::start(group.command().arg(program.path()).args(["chain", "0"])).unwrap()
     }
 
     fn id(digit: char) -> String {
@@ -114,9 +77,9 @@ mod tests {
             .unwrap();
         let first =
             api.run_pod(&pod("cart-0", &json!({"app.kubernetes.io/name": "first"})), &id('a'));
-        let group_a = ControlGroup::of(&first.unwrap(), &id('a'));
+        let group_a = ControlGroup::of(&first.unwrap(), &id('a')).unwrap();
         let program = Program::compile("unwind").unwrap();
-        let a = group_a.start(&program);
+        let a = start(&group_a, &program);
 
         let server = Server::start().unwrap();
         let relay = Relay::start(server.url()).unwrap();
@@ -143,8 +106,8 @@ mod tests {
         api.delete_pod("shop", "cart-0").unwrap();
         let second =
             api.run_pod(&pod("cart-0", &json!({"app.kubernetes.io/name": "second"})), &id('b'));
-        let group_b = ControlGroup::of(&second.unwrap(), &id('b'));
-        let b = group_b.start(&program);
+        let group_b = ControlGroup::of(&second.unwrap(), &id('b')).unwrap();
+        let b = start(&group_b, &program);
         wait_for(&relay, &of_pod("second"));
         let before = samples_by(&relay, &of_pod("first"));
         poll_until("the first one's samples go on", || {
@@ -154,21 +117,21 @@ mod tests {
 
         // While the server is away, a container that nobody has told of leaves with its id.
         api.kill().unwrap();
-        let group_c = ControlGroup::of("00000000-0000-0000-0000-000000000000", &id('c'));
-        let c = group_c.start(&program);
+        let group_c = ControlGroup::of("00000000-0000-0000-0000-000000000000", &id('c')).unwrap();
+        let c = start(&group_c, &program);
         wait_for(
             &relay,
             &[("container_id", "cccccccccccc"), ("service_name", "unknown_service:unwind")],
         );
         assert!(get(listen, "/healthz").starts_with("HTTP/1.1 200"));
         // And a name below a known one does not make it another pod's.
-        let group_d = ControlGroup::of("00000000-0000-0000-0000-000000000000", &id('a'));
-        let d = group_d.start(&program);
+        let group_d = ControlGroup::of("00000000-0000-0000-0000-000000000000", &id('a')).unwrap();
+        let d = start(&group_d, &program);
         wait_for(&relay, &[("container_id", "aaaaaaaaaaaa")]);
         api.start_server().unwrap();
         let third = api.run_pod(&pod("pay-0", &json!({})), &id('e')).unwrap();
-        let group_e = ControlGroup::of(&third, &id('e'));
-        let e = group_e.start(&program);
+        let group_e = ControlGroup::of(&third, &id('e')).unwrap();
+        let e = start(&group_e, &program);
         wait_for(&relay, &[("service_name", "ebpf/shop/main"), ("pod", "pay-0")]);
 
         let metrics = get(listen, "/metrics");
@@ -190,5 +153,53 @@ mod tests {
                 assert_eq!(pushed.label("pod"), Some("cart-0"), "{:?}", pushed.labels);
             }
         }
+    }
+
+    /// An agent of the pods of the node, with the stores' answers to what it pushes.
+    fn agent_of(program: &Path, relay: &Relay) -> Agent {
+        let url = relay.url();
+        let arguments = ["--pyroscope-url", &url, "--window", "1s", "--listen", "off"];
+        let arguments = [&arguments[..], &["--kubernetes", "on", "--node-name", NODE]].concat();
+        Agent::start(program, &arguments).unwrap()
+    }
+
+    #[test]
+    fn a_thousand_pods_are_known_and_a_token_that_is_refused_stops_nothing() {
+        require!(Root);
+        let (spanprof, kubernetes) = (require!(Spanprof), require!(Kubernetes));
+        let api = ApiServer::start(&kubernetes).unwrap();
+        api.apply(&json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}))
+            .unwrap();
+        let pods: Vec<Value> =
+            (0..1000).map(|number| pod(&format!("many-{number}"), &json!({"n": "x"}))).collect();
+        api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods})).unwrap();
+        let one = api.run_pod(&pod("one", &json!({})), &id('f')).unwrap();
+        let group = ControlGroup::of(&one, &id('f')).unwrap();
+        let program = Program::compile("unwind").unwrap();
+        let burning = start(&group, &program);
+
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        let in_cluster = api.in_cluster(&spanprof).unwrap();
+        let mut agent = agent_of(&in_cluster, &relay);
+        let pods = |stats: &AgentStats, count: &str| stats.json["pods"][count].as_u64();
+        agent.wait_for("all pods are known", |it| pods(it, "pods") == Some(1001)).unwrap();
+        wait_for(&relay, &[("pod", "one"), ("namespace", "shop")]);
+        let stats = agent.stop().unwrap();
+        assert_eq!(
+            (pods(&stats, "pods_refused"), pods(&stats, "watch_errors")),
+            (Some(0), Some(0))
+        );
+
+        let script = fs::read_to_string(&in_cluster).unwrap();
+        let refused = script.replace("TOKEN=agent-token", "TOKEN=no-token");
+        assert_ne!(refused, script);
+        fs::write(&in_cluster, refused).unwrap();
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        let mut agent = agent_of(&in_cluster, &relay);
+        agent.wait_for("it is refused", |it| pods(it, "watch_errors") > Some(0)).unwrap();
+        wait_for(&relay, &[("container_id", "ffffffffffff")]);
+        let stats = agent.stop().unwrap();
+        assert_eq!(pods(&stats, "pods"), Some(0));
+        burning.end().unwrap();
     }
 }

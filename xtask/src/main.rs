@@ -53,6 +53,8 @@ enum Measured {
     /// The example service's requests a second, with and without span-marker and the profiler; about
     /// five minutes.
     Service,
+    /// A node of sixty pods for ten minutes: the agent's processor time and memory.
+    Pods,
     /// Entering and leaving spans, beside what other libraries cost; about two minutes.
     Marker,
 }
@@ -140,6 +142,7 @@ fn main() -> ExitCode {
             bench::unwind::command(vs.as_deref())
         }
         Command::Bench { what: Some(Measured::Service), .. } => bench::service::command(),
+        Command::Bench { what: Some(Measured::Pods), .. } => bench::pods::command(),
         Command::Bench { what: Some(Measured::Marker), .. } => bench::marker::command(),
         Command::Test => test::run(test::Missing::Skips),
         Command::VmTest { kernels } => test::virtual_machines(&kernels),

@@ -75,7 +75,10 @@ impl PodIndex {
             self.is_gone(id);
         }
         for (id, container) in found {
-            self.containers.insert(id, Arc::new(container));
+            // One that is back, after a list that did not name it, is not gone any more.
+            if self.containers.insert(id.clone(), Arc::new(container)).is_some() {
+                self.gone.retain(|gone| *gone != id);
+            }
         }
     }
 
@@ -184,6 +187,21 @@ mod tests {
         index.add(&pod("q", "v", &[]));
         check(&index, "a", None);
         assert!(index.containers.len() <= GONE_MAX + 2 && index.gone.len() <= GONE_MAX);
+    }
+
+    #[test]
+    fn a_container_that_is_back_is_not_forgotten_with_those_that_are_gone() {
+        let mut index = PodIndex::default();
+        index.add(&pod("p", "u", &["a"]));
+        index.list_begins();
+        index.list_ends();
+        index.add(&pod("p", "u", &["a"]));
+        for n in 0..=GONE_MAX {
+            index.add(&pod("q", "v", &[&format!("c{n}")]));
+        }
+        index.add(&pod("q", "v", &[]));
+        check(&index, "a", Some("u"));
+        assert!(index.gone.len() <= GONE_MAX);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::test::build_measured;
 
 mod agent;
 mod kernel_stats;
+pub(crate) mod pods;
 pub(crate) mod marker;
 pub(crate) mod service;
 mod sink;
