@@ -342,6 +342,10 @@ pub struct Run {
     /// 127.0.0.1:7072, if that is free
     #[arg(long, value_name = "ADDRESS", env = "SPANPROF_LISTEN")]
     pub listen: Option<String>,
+    /// Where the agent's own traces and metrics go, by OTLP over HTTP: the URL before /v1/traces. If it
+    /// is not set, the variable OTEL_EXPORTER_OTLP_ENDPOINT counts
+    #[arg(long, value_name = "URL", env = "SPANPROF_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
     /// Whether to ask the API server of the cluster for the pods of this node
     #[arg(long, value_enum, default_value_t, env = "SPANPROF_KUBERNETES")]
     pub kubernetes: Kubernetes,

@@ -11,6 +11,7 @@
 
 pub mod stats;
 
+pub mod metric;
 pub mod decode;
 pub mod privilege;
 pub mod clock;

@@ -22,6 +22,7 @@ pub mod spanprof;
 pub mod agent;
 pub mod api_server;
 pub mod cluster;
+pub mod collector;
 pub mod control_group;
 pub mod pushed;
 pub mod pyroscope;

@@ -365,13 +365,14 @@ impl State {
     }
 }
 
-struct Request {
-    line: String,
-    body: Vec<u8>,
+/// What a client asks.
+pub(crate) struct Request {
+    pub(crate) line: String,
+    pub(crate) body: Vec<u8>,
 }
 
 /// A whole request; nothing if the connection ends before.
-fn read_request(stream: &mut TcpStream) -> Result<Option<Request>> {
+pub(crate) fn read_request(stream: &mut TcpStream) -> Result<Option<Request>> {
     let mut read = Vec::new();
     let mut more = |read: &mut Vec<u8>| -> Result<bool> {
         let mut chunk = [0; 16 << 10];

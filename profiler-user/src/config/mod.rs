@@ -132,6 +132,8 @@ pub struct RunConfig {
     pub rules: Arc<[Rule]>,
     /// Where it tells of itself.
     pub listen: Listen,
+    /// Where its own traces and metrics go, if anywhere.
+    pub otlp: Option<String>,
     /// Where profiles go.
     pub pyroscope: PyroscopeConfig,
     /// And where else.
@@ -184,6 +186,7 @@ impl RunConfig {
             listen: typed.listen.map_or(Listen::Default, Listen::from),
             node: node(typed.kubernetes, typed.node_name)?,
             rules: rules(&typed.keep, &typed.drop, typed.relabel_configs.as_deref())?,
+            otlp: otlp(typed.otlp_endpoint),
             pyroscope: pyroscope.config()?,
             endpoints,
             stats: typed.stats,
@@ -200,6 +203,12 @@ fn rules(
     let filters = relabel::filters(keep, drop).map_err(ConfigError::Filter)?;
     let written = relabel::read(written.unwrap_or("[]")).map_err(ConfigError::Relabel)?;
     Ok(filters.into_iter().chain(written).collect())
+}
+
+/// As every program with an OpenTelemetry SDK has it.
+fn otlp(typed: Option<String>) -> Option<String> {
+    let of_all = || std::env::var("OTEL_EXPORTER_OTLP_ENDPOINT").ok();
+    typed.or_else(of_all).filter(|url| !url.is_empty())
 }
 
 /// The name of this node, where pods are to be asked for.

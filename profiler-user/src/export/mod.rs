@@ -1,10 +1,12 @@
 //! Encoded profiles to where they are wanted, or why not. The only module that opens client sockets.
 //!
-//! Two destinations: a [file](mod@file) and a [Pyroscope](pyroscope::Pyroscope) server.
+//! Two destinations: a [file](mod@file) and a [Pyroscope](pyroscope::Pyroscope) server. And where the
+//! agent's own telemetry goes: [`otlp`].
 
 use bytes::Bytes;
 
 pub mod file;
+pub mod otlp;
 pub mod pyroscope;
 #[rustfmt::skip]
 #[expect(

@@ -24,18 +24,20 @@ use super::running::{Running, StartConfig, StartError, join};
 use super::series::{Labels, Place};
 use super::servers::Servers;
 use super::unwinding::UnwindStats;
-use crate::aggregate::Group;
+use crate::aggregate::{Group, Window};
 use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
 use crate::encode::{AdmittedValues, cap_attributes, split_by_span_name};
 use crate::export::file::{FileError, check_writable, write_atomically};
+use crate::export::otlp::{Otlp, OtlpError, in_span};
 use crate::export::pyroscope::ConfigError;
+use crate::metric::metrics;
 use crate::pods::{Pods, is_in_cluster};
 use crate::privilege::Setup;
 use crate::process::{ElfRegistry, TableStats};
 use crate::serve::{Beat, DEFAULT_LISTEN, Health, Listen, ListenError, Target, Telling, serve};
 use crate::stats::{Count, Stats};
-use crate::symbolize::{SymbolizeStats, Symbolizer, SymbolizerConfig};
+use crate::symbolize::{Names, SymbolizeStats, Symbolizer, SymbolizerConfig};
 
 /// How long the last profiles may take to be delivered. With the names of at most three windows
 /// that are under way it stays below 30 s, when Kubernetes kills.
@@ -57,6 +59,9 @@ pub enum RunError {
     /// What it tells of itself.
     #[error(transparent)]
     Listen(#[from] ListenError),
+    /// The same, to a collector.
+    #[error(transparent)]
+    Otlp(#[from] OtlpError),
     /// Sampling.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -85,6 +90,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
     let stats = Arc::new(Stats::default());
     let (health, telling) = (Arc::new(Health::default()), Arc::new(Telling::default()));
     listen(&config.listen, &health, &telling).await?;
+    let otlp = config.otlp.as_deref().map(|url| Otlp::start(url, &config.host)).transpose()?;
     let servers = Arc::new(Servers::start(&config, &stats)?);
     let start = StartConfig {
         capture: config.capture.clone(),
@@ -128,6 +134,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
         stopping: Arc::clone(&stopping),
         health: Arc::clone(&health),
         telling,
+        otlp,
         reloads: Arc::clone(&reloads),
     };
     // A thread of its own: the symbolizing worker lives as long as the thread that started it.
@@ -155,9 +162,12 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
         None => finished.await,
     };
     let joined = tokio::task::spawn_blocking(move || join(collector)).await;
-    servers.shutdown(GRACE).await;
-    let finisher =
+    let mut finisher =
         finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
+    let otlp = finisher.otlp.take();
+    let told = tokio::task::spawn_blocking(move || otlp.as_ref().map(Otlp::shutdown));
+    servers.shutdown(GRACE).await;
+    told.await.map_err(|_panic| io::Error::other("the SDK of telemetry has panicked"))?;
     let books = finisher.books()?;
     finisher.write_stats(&books)?;
     tracing::info!("{books}");
@@ -208,41 +218,51 @@ struct Finisher {
     stopping: Arc<AtomicBool>,
     health: Arc<Health>,
     telling: Arc<Telling>,
+    otlp: Option<Otlp>,
     reloads: Arc<Mutex<ReloadStats>>,
 }
 
 impl Finisher {
     fn run(mut self, windows: &Receiver<Collected>) -> Self {
-        for Collected { window, process, hooks, unwind } in windows {
+        for collected in windows {
             self.health.beat(Beat::Finish);
-            self.process = process;
-            self.hooks = hooks;
-            self.unwind = unwind;
-            if self.stopping.load(Ordering::Relaxed) {
-                self.symbolizer.set_window_budget(LAST_NAMES);
-            }
-            let samples = window.samples();
-            let placed: Vec<Placed> = self.placer.place(window).into_iter().flatten().collect();
-            self.tell_targets(&placed);
-            for placed in &placed {
-                self.finish(placed);
-            }
-            match self.books() {
-                Ok(books) => {
-                    tracing::info!(samples, "window: {books}");
-                    self.telling.set_books(books.to_json());
-                    if let Err(error) = self.write_stats(&books) {
-                        tracing::warn!(%error, "cannot write the counters");
-                    }
-                }
-                Err(error) => tracing::warn!(%error, "cannot read the kernel's counters"),
-            }
+            let samples = collected.window.samples();
+            in_span("window", samples, || self.window(collected));
             self.health.rest(Beat::Finish);
         }
         if let Some(placed) = self.placer.flush() {
             self.finish(&placed);
         }
         self
+    }
+
+    fn window(&mut self, Collected { window, process, hooks, unwind }: Collected) {
+        self.process = process;
+        self.hooks = hooks;
+        self.unwind = unwind;
+        if self.stopping.load(Ordering::Relaxed) {
+            self.symbolizer.set_window_budget(LAST_NAMES);
+        }
+        let samples = window.samples();
+        let placed: Vec<Placed> = self.placer.place(window).into_iter().flatten().collect();
+        self.tell_targets(&placed);
+        for placed in &placed {
+            self.finish(placed);
+        }
+        match self.books() {
+            Ok(books) => {
+                tracing::info!(samples, "window: {books}");
+                let json = books.to_json();
+                if let Some(otlp) = &mut self.otlp {
+                    otlp.observe(metrics(&json));
+                }
+                self.telling.set_books(json);
+                if let Err(error) = self.write_stats(&books) {
+                    tracing::warn!(%error, "cannot write the counters");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "cannot read the kernel's counters"),
+        }
     }
 
     fn tell_targets(&self, placed: &[Placed]) {
@@ -256,8 +276,15 @@ impl Finisher {
 
     fn finish(&mut self, Placed { window, labels, unwanted }: &Placed) {
         self.stats.add(Count::LostDroppedByRule, *unwanted);
-        let names = outputs::names(&mut self.symbolizer, window, &self.elfs);
+        let samples = window.samples();
+        let names = in_span("symbolize", samples, || {
+            outputs::names(&mut self.symbolizer, window, &self.elfs)
+        });
         self.coverage.add(window);
+        in_span("encode", samples, || self.encode(window, labels, &names));
+    }
+
+    fn encode(&mut self, window: &Window, labels: &[Labels], names: &Names) {
         for (group, labels) in window.groups.iter().zip(labels) {
             let mut group = group.clone();
             cap_attributes(&mut group, self.config.span_attribute_values, &mut self.attributes);
@@ -269,7 +296,7 @@ impl Finisher {
                 let mut labels = labels.clone();
                 labels.extend(name.map(|name| ("span_name".to_owned(), name.to_string())));
                 let labels = labels.into_iter().collect();
-                self.servers.push(window, &group, &labels, &names);
+                self.servers.push(window, &group, &labels, names);
             }
         }
     }

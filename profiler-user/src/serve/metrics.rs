@@ -1,7 +1,5 @@
-//! The counters as `OpenMetrics`: each one that `--stats` writes, under a name that follows from its
-//! own. None has a label that a process could choose.
+//! The counters as `OpenMetrics`, under the names of [`metric`](crate::metric).
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use prometheus_client::{
@@ -12,27 +10,7 @@ use prometheus_client::{
 };
 use serde_json::{Number, Value};
 
-/// Of the counters, those that tell how much there is now, and those that are no sum.
-const GAUGES: [&str; 16] = [
-    "agent_max_rss_bytes",
-    "config_last_reload_successful",
-    "export_queued_samples",
-    "pods_containers",
-    "pods_pods",
-    "pods_watch_last_event_timestamp_seconds",
-    "unwind_map_bytes",
-    "unwind_processes",
-    "unwind_ready_files",
-    "unwind_ready_ms_p50",
-    "unwind_ready_ms_p99",
-    "unwind_rows",
-    "unwind_rules",
-    "unwind_snapshots",
-    "unwind_table_bytes",
-    "build_info",
-];
-/// And all that begin like this: files by what they are walked by now.
-const GAUGES_PREFIX: &str = "unwind_files_";
+use crate::metric::{Metric, metrics};
 
 /// The text of `/metrics`.
 ///
@@ -57,101 +35,32 @@ impl Collector for Books {
         let help = "The program that tells this";
         let mut build = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         ConstGauge::new(1_u64).encode(build.encode_family(&version)?)?;
-        let mut lost: Vec<(&str, u64)> = Vec::new();
-        for (part, counters) in self.0.as_object().into_iter().flatten() {
-            match part.as_str() {
-                // They follow from the others; and a service is a name that a process chooses.
-                "balances" | "services" => {}
-                "kernel" | "samples" => {
-                    for (name, count) in counters.as_object().into_iter().flatten() {
-                        let Value::Number(count) = count else { continue };
-                        if let Some(reason) = name.strip_prefix("lost_") {
-                            lost.push((reason, count.as_u64().unwrap_or_default()));
-                        } else {
-                            one(&mut encoder, &format!("spanprof_{name}"), count)?;
-                        }
-                    }
-                }
-                "endpoints" => endpoints(&mut encoder, counters)?,
-                "queued" => each(&mut encoder, "spanprof_export_queued_samples", counters)?,
-                part => each(&mut encoder, &format!("spanprof_{part}"), counters)?,
+        for (name, Metric { is_gauge, counts }) in metrics(&self.0) {
+            // The counters' own names say what they count; their documentation is that of the
+            // statistics.
+            let help = name.replace('_', " ");
+            let kind = if is_gauge { MetricType::Gauge } else { MetricType::Counter };
+            let name = format!("spanprof_{name}");
+            let mut family = encoder.encode_descriptor(&name, &help, None, kind)?;
+            if let [(None, count)] = &*counts {
+                number(count, is_gauge).encode(family)?;
+                continue;
             }
-        }
-        let name = "spanprof_samples_lost";
-        let help = "Samples that were taken and did not come out, by reason";
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        for (reason, count) in lost {
-            ConstCounter::new(count).encode(family.encode_family(&[("reason", reason)])?)?;
+            for (label, count) in counts {
+                let labels: Vec<(&str, String)> = label.into_iter().collect();
+                number(&count, is_gauge).encode(family.encode_family(&labels)?)?;
+            }
         }
         Ok(())
     }
 }
 
-/// Counters of servers by their names, which whoever runs the agent has given them.
-fn endpoints(
-    encoder: &mut DescriptorEncoder<'_>,
-    endpoints: &Value,
-) -> Result<(), std::fmt::Error> {
-    let mut families: BTreeMap<&str, Vec<(&str, u64)>> = BTreeMap::new();
-    for (endpoint, counters) in endpoints.as_object().into_iter().flatten() {
-        for (name, count) in counters.as_object().into_iter().flatten() {
-            let count = count.as_u64().unwrap_or_default();
-            families.entry(name).or_default().push((endpoint, count));
-        }
-    }
-    for (name, counts) in families {
-        let is_gauge = name == "queued_samples";
-        let kind = if is_gauge { MetricType::Gauge } else { MetricType::Counter };
-        let full = format!("spanprof_endpoint_{name}");
-        let help = format!("{} of a server beside the first", name.replace('_', " "));
-        let mut family = encoder.encode_descriptor(&full, &help, None, kind)?;
-        for (endpoint, count) in counts {
-            let label = [("endpoint", endpoint)];
-            let one = family.encode_family(&label)?;
-            if is_gauge {
-                ConstGauge::new(count).encode(one)?;
-            } else {
-                ConstCounter::new(count).encode(one)?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A number, or each number below.
-fn each(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    counters: &Value,
-) -> Result<(), std::fmt::Error> {
-    match counters {
-        Value::Number(number) => one(encoder, name, number),
-        Value::Object(counters) => counters
-            .iter()
-            .try_for_each(|(of, counters)| each(encoder, &format!("{name}_{of}"), counters)),
-        Value::Null | Value::Bool(_) | Value::String(_) | Value::Array(_) => Ok(()),
-    }
-}
-
-/// The counters' own names say what they count; their documentation is that of the statistics.
-fn one(
-    encoder: &mut DescriptorEncoder<'_>,
-    name: &str,
-    number: &Number,
-) -> Result<(), std::fmt::Error> {
-    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
-    let name = name.replace(|character| !fits(character), "_");
-    let own = name.strip_prefix("spanprof_").unwrap_or(&name);
-    let help = own.replace('_', " ");
-    let is_gauge = GAUGES.contains(&own) || own.starts_with(GAUGES_PREFIX);
-    let mut write = |metric: &dyn EncodeMetric| {
-        metric.encode(encoder.encode_descriptor(&name, &help, None, metric.metric_type())?)
-    };
+fn number(number: &Number, is_gauge: bool) -> Box<dyn EncodeMetric> {
     match (number.as_u64(), is_gauge) {
-        (Some(count), true) => write(&ConstGauge::new(count)),
-        (Some(count), false) => write(&ConstCounter::new(count)),
-        (None, true) => write(&ConstGauge::new(number.as_f64().unwrap_or_default())),
-        (None, false) => write(&ConstCounter::new(number.as_f64().unwrap_or_default())),
+        (Some(count), true) => Box::new(ConstGauge::new(count)),
+        (Some(count), false) => Box::new(ConstCounter::new(count)),
+        (None, true) => Box::new(ConstGauge::new(number.as_f64().unwrap_or_default())),
+        (None, false) => Box::new(ConstCounter::new(number.as_f64().unwrap_or_default())),
     }
 }
 

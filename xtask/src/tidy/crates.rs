@@ -30,7 +30,7 @@ const RULES: [Rule; 6] = [
         invariant: "only the symbolizing worker mentions blazesym",
     },
     Rule {
-        names: &["reqwest", "TcpStream::connect", "TcpSocket", "UdpSocket"],
+        names: &["reqwest", "opentelemetry_otlp", "TcpStream::connect", "TcpSocket", "UdpSocket"],
         places: &["export"],
         invariant: "only export opens client sockets",
     },
