@@ -5,6 +5,7 @@
 //! variable says something else. So there is one definition of each option, and one check.
 
 use std::{
+    collections::HashSet,
     ffi::{OsStr, OsString},
     path::PathBuf,
 };
@@ -29,6 +30,8 @@ pub struct Settings {
     pub cli: Cli,
     /// The options as text, for [`print`]: of the command itself.
     matches: ArgMatches,
+    /// The keys of those that the file says and nobody else.
+    from_file: HashSet<String>,
 }
 
 /// Why there are none.
@@ -51,16 +54,18 @@ pub fn settings(arguments: &[OsString]) -> Result<Settings, SettingsError> {
     let typed = Cli::command().try_get_matches_from(arguments)?;
     let cli = Cli::from_arg_matches(&typed)?;
     let Some(path) = config_file(&cli.command) else {
-        return Ok(Settings { cli, matches: innermost(&typed).clone() });
+        let matches = innermost(&typed).clone();
+        return Ok(Settings { cli, matches, from_file: HashSet::new() });
     };
     let options = options();
-    let mut before = Vec::new();
+    let (mut before, mut from_file) = (Vec::new(), HashSet::new());
     for entry in file::read(&path, &options)? {
         let source = innermost(&typed).value_source(entry.option.get_id().as_str());
         let said = matches!(source, Some(ValueSource::CommandLine | ValueSource::EnvVariable));
         check(&path, &entry)?;
         if !said {
             before.extend(entry.arguments());
+            from_file.insert(key(&entry.option));
         }
     }
     let at = arguments.iter().position(|it| commands().contains(&it.as_os_str()));
@@ -69,7 +74,7 @@ pub fn settings(arguments: &[OsString]) -> Result<Settings, SettingsError> {
     let all = [head, &before, tail].concat();
     let matches = Cli::command().try_get_matches_from(all)?;
     let cli = Cli::from_arg_matches(&matches)?;
-    Ok(Settings { cli, matches: innermost(&matches).clone() })
+    Ok(Settings { cli, matches: innermost(&matches).clone(), from_file })
 }
 
 impl Settings {

@@ -20,7 +20,8 @@ pub fn print(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
     for option in options() {
         let id = option.get_id().as_str();
         let from = match settings.matches.value_source(id) {
-            Some(ValueSource::CommandLine) => "command line or file",
+            _ if settings.from_file.contains(&key(&option)) => "file",
+            Some(ValueSource::CommandLine) => "command line",
             Some(ValueSource::EnvVariable) => "variable",
             _ => "default",
         };

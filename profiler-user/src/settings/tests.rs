@@ -112,7 +112,9 @@ fn what_is_printed_is_a_file_that_says_the_same_without_secrets() {
             "{key}"
         );
     }
-    assert!(first.contains("window: \"5s\""), "{first}");
+    assert!(first.contains("window: \"5s\" # file"), "{first}");
+    let typed = printed("spanprof config print --window 6s", YAML);
+    assert!(typed.contains("window: \"6s\" # command line"), "{typed}");
     let values = |text: &str| -> Vec<String> {
         text.lines()
             .map(|line| line.rsplit_once(" # ").map_or(line, |(value, _)| value).to_owned())
