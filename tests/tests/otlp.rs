@@ -7,7 +7,7 @@ mod tests {
 
     use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
     use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point};
-    use spanprof_tests::agent::{Agent, Process};
+    use spanprof_tests::agent::{Agent, Process, poll_until};
     use spanprof_tests::collector::{Collected, Collector};
     use spanprof_tests::ports::free_ports;
     use spanprof_tests::relay::{Act, Relay, STORED};
@@ -122,6 +122,11 @@ mod tests {
         let arguments = [&arguments[..], &["--otlp-endpoint", &endpoint]].concat();
         let mut agent = Agent::start(&spanprof, &arguments).unwrap();
         agent.wait_for_windows(1).unwrap();
+        poll_until("the log says that nothing arrives", || {
+            let said = agent.log_end();
+            Ok(said.contains("the agent's own metrics and traces do not arrive").then_some(()))
+        })
+        .unwrap();
         agent.stop().unwrap();
         assert!(!relay.pushes().unwrap().is_empty());
         let wrong = Command::new(&spanprof)

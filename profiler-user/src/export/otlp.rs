@@ -3,6 +3,7 @@
 //! What is not delivered is lost: it is no profile.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use opentelemetry_otlp::{
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use reqwest::redirect::Policy;
 
 use crate::metric::Metric;
 
@@ -68,8 +70,13 @@ impl Otlp {
             return Err(OtlpError("it must begin with http:// or https://".to_owned()));
         }
         let at = |path: &str| format!("{}/{path}", base.as_str().trim_end_matches('/'));
-        let http = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(|it| error(&it))?;
-        let client = Client { http, runtime: tokio::runtime::Handle::current() };
+        // A redirect would take the headers, which may be secrets, elsewhere.
+        let http = reqwest::Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build();
+        let client = Client {
+            http: http.map_err(|it| error(&it))?,
+            runtime: tokio::runtime::Handle::current(),
+            fails: Arc::default(),
+        };
         let resource = Resource::builder()
             .with_service_name(NAME)
             .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
@@ -157,28 +164,56 @@ pub fn in_span<T>(name: &'static str, samples: u64, work: impl FnOnce() -> T) ->
 struct Client {
     http: reqwest::Client,
     runtime: tokio::runtime::Handle,
+    /// Whether the last request of this client or a copy of it failed.
+    fails: Arc<AtomicBool>,
 }
 
 #[async_trait::async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let request = reqwest::Request::try_from(request)?;
-        let http = self.http.clone();
-        let answer = async move {
-            let mut answer = http.execute(request).await?;
-            let mut response = Response::builder().status(answer.status());
-            if let Some(headers) = response.headers_mut() {
-                headers.clone_from(answer.headers());
-            }
-            let mut body = Vec::new();
-            while let Some(chunk) = answer.chunk().await? {
-                body.extend_from_slice(&chunk);
-                if u64::try_from(body.len()).unwrap_or(u64::MAX) > ANSWER_MAX {
-                    return Err("the answer is too long".into());
-                }
-            }
-            Ok::<_, HttpError>(response.body(Bytes::from(body))?)
-        };
-        self.runtime.spawn(answer).await?
+        let answer = self.runtime.spawn(ask(self.http.clone(), request)).await?;
+        self.tell(&answer);
+        answer
     }
+}
+
+impl Client {
+    /// Says once that it does not work, and that it works again: the SDK says nothing.
+    fn tell(&self, answer: &Result<Response<Bytes>, HttpError>) {
+        let failure = match answer {
+            Ok(answer) if answer.status().is_success() => None,
+            Ok(answer) => Some(answer.status().to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        let failed_before = self.fails.swap(failure.is_some(), Ordering::Relaxed);
+        match failure {
+            Some(error) if !failed_before => {
+                tracing::warn!(error, "the agent's own metrics and traces do not arrive");
+            }
+            None if failed_before => {
+                tracing::info!("the agent's own metrics and traces arrive again");
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn ask(
+    http: reqwest::Client,
+    request: reqwest::Request,
+) -> Result<Response<Bytes>, HttpError> {
+    let mut answer = http.execute(request).await?;
+    let mut response = Response::builder().status(answer.status());
+    if let Some(headers) = response.headers_mut() {
+        headers.clone_from(answer.headers());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        body.extend_from_slice(&chunk);
+        if u64::try_from(body.len()).unwrap_or(u64::MAX) > ANSWER_MAX {
+            return Err("the answer is too long".into());
+        }
+    }
+    Ok(response.body(Bytes::from(body))?)
 }
