@@ -96,6 +96,9 @@ fn stubs(program: &Path) -> Vec<Range<u64>> {
     ranges.map(|(offset, size)| offset..offset + size).collect()
 }
 
+/// How often the linkage table is profiled at most, until a stub itself is seen.
+const PLT_PROFILES: usize = 5;
+
 /// Through stubs, and through the dynamic linker the first time.
 #[test]
 fn the_procedure_linkage_table() {
@@ -103,20 +106,25 @@ fn the_procedure_linkage_table() {
     let spanprof = require!(Spanprof);
     let flags = [NO_FRAME_POINTERS, "-Wl,-z,lazy", "-fno-builtin"];
     let program = Program::compile_with("unwind", &flags).unwrap();
-    let profile = profile_while(&program, &["plt", "0"], spanprof, &[]);
     let chain = ["through_plt", "main"];
-    profile
-        .all(|walk| within(walk, "main", glibc).is_some_and(|stack| is_on(&stack, &chain, &chain)));
-    // Most of the time is in the table and behind it.
-    profile.least(33, |walk| matches!(walk.user()[..], [_, "through_plt", "main", ..]));
-    // A stub has no name of its own.
     let stubs = stubs(program.path());
     let is_stub = |place: u64| stubs.iter().any(|stubs| stubs.contains(&place));
-    let in_stub = profile.count(|walk| {
-        walk.leaf.is_some_and(is_stub) && walk.user.get(1).is_some_and(|name| *name == chain[0])
+    // Of more than a thousand samples, few are in the one instruction of a stub; how few depends on the
+    // processor.
+    let mut in_stub = (0..PLT_PROFILES).map(|_| {
+        let profile = profile_while(&program, &["plt", "0"], spanprof.clone(), &[]);
+        profile.all(|walk| {
+            within(walk, "main", glibc).is_some_and(|stack| is_on(&stack, &chain, &chain))
+        });
+        // Most of the time is in the table and behind it.
+        profile.least(33, |walk| matches!(walk.user()[..], [_, "through_plt", "main", ..]));
+        // A stub has no name of its own.
+        let is_in = |walk: &Walk| {
+            walk.leaf.is_some_and(is_stub) && walk.user.get(1).is_some_and(|name| *name == chain[0])
+        };
+        profile.count(is_in)
     });
-    println!("{in_stub} in the stub itself");
-    assert!(in_stub > 0, "{stubs:x?}");
+    assert!(in_stub.any(|samples| samples > 0), "{stubs:x?}");
 }
 
 /// A task that exits has given its memory back before it is gone: there is no stack any more.
