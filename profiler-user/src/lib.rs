@@ -9,6 +9,7 @@
 //! A stage imports only from stages to its left; `cargo xtask tidy` checks it. `ARCHITECTURE.md`
 //! has the invariants.
 
+mod yaml;
 pub mod stats;
 
 pub mod metric;

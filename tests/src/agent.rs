@@ -302,6 +302,15 @@ impl Agent {
         Ok(stats)
     }
 
+    /// All of its log so far.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be read.
+    pub fn log(&self) -> Result<String> {
+        std::fs::read_to_string(self.folder.path().join("log")).context("cannot read the log")
+    }
+
     /// The last lines of its log.
     #[must_use]
     pub fn log_end(&self) -> String {

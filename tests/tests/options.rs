@@ -68,6 +68,64 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_is_in_no_log_and_in_nothing_that_the_agent_tells() {
+        const SECRET: &str = "hunter2-and-more";
+        require!(Root);
+        let spanprof = require!(Spanprof);
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        // A server that refuses makes the agent say much.
+        let refusing =
+            Relay::alone(Act::Answer(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("token"), SECRET).unwrap();
+        let [port] = free_ports().unwrap();
+        let token = at("token");
+        let text = format!(
+            "pyroscope_url: {}\nwindow: 1s\nlisten: 127.0.0.1:{port}\nbearer_token_file: {}\n\
+             header: ['X-Key: {SECRET}']\nendpoints:\n  \
+             - {{name: no, pyroscope_url: '{}', basic_auth_user: u, basic_auth_password_file: '{}', header: ['X-Key: {SECRET}']}}\n",
+            relay.url(),
+            token.display(),
+            refusing.url(),
+            token.display(),
+        );
+        let file = at("spanprof.yaml");
+        fs::write(&file, text).unwrap();
+        let printed = Command::new(&spanprof)
+            .args(["config", "print", "--config"])
+            .arg(&file)
+            .env_clear()
+            .output()
+            .unwrap();
+        let _burning = burn("burn-red");
+        let arguments = ["-vv", "--config", file.to_str().unwrap()];
+        let mut agent = Agent::start(&spanprof, &arguments).unwrap();
+        agent.wait_for_windows(2).unwrap();
+        let mut told = vec![String::from_utf8(printed.stdout).unwrap()];
+        for path in ["metrics", "debug/targets", "healthz"] {
+            let answer = reqwest::blocking::get(format!("http://127.0.0.1:{port}/{path}"));
+            told.push(answer.unwrap().text().unwrap());
+        }
+        // Half of a file is no options: what is wrong with it is told.
+        fs::write(&file, format!("header: [\"{SECRET}\n")).unwrap();
+        agent.hang_up().unwrap();
+        agent.wait_for("it was refused", |it| it.json["config"]["reloads_failed"] == 1).unwrap();
+        fs::write(&file, format!("pyroscope_url: x\nheader: {{a: {SECRET}}}\n")).unwrap();
+        agent.hang_up().unwrap();
+        agent.wait_for("it was refused", |it| it.json["config"]["reloads_failed"] == 2).unwrap();
+        told.push(agent.log().unwrap());
+        let stats = agent.stop().unwrap();
+        assert!(told.iter().all(|text| !text.is_empty()), "{told:?}");
+        let log = told.last().unwrap();
+        assert!(log.contains("401") && log.contains("DEBUG"), "{log}");
+        told.push(stats.json.to_string());
+        for text in told {
+            assert!(!text.contains(SECRET), "{text}");
+        }
+    }
+
+    #[test]
     fn each_server_has_its_own_queue_and_a_server_that_is_away_holds_up_no_other() {
         require!(Root);
         let spanprof = require!(Spanprof);

@@ -9,6 +9,7 @@ use super::ConfigError;
 use crate::cli;
 use crate::export::pyroscope::{Auth, PyroscopeConfig, TraceIdLabel};
 use crate::export::{Credential, Secret};
+use crate::yaml;
 
 /// The most servers beside the first: each costs a copy of what waits for it.
 const ENDPOINTS_MAX: usize = 8;
@@ -105,10 +106,8 @@ fn header(written: &str) -> Result<(String, Secret), ConfigError> {
 }
 
 /// Reads a list of servers as YAML, or as JSON.
-pub(super) fn endpoints(yaml: &str) -> Result<Vec<Endpoint>, EndpointError> {
-    let strict = serde_saphyr::options! { strict_booleans: true };
-    let written: Vec<Server> = serde_saphyr::from_str_with_options(yaml, strict)
-        .map_err(|error| EndpointError::Yaml(error.to_string()))?;
+pub(super) fn endpoints(text: &str) -> Result<Vec<Endpoint>, EndpointError> {
+    let written: Vec<Server> = yaml::read(text).map_err(EndpointError::Yaml)?;
     if written.len() > ENDPOINTS_MAX {
         return Err(EndpointError::TooMany);
     }

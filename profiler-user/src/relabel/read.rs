@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{Action, Rule, compile, is_label_name};
+use crate::yaml;
 
 /// The most rules.
 const RULES_MAX: usize = 1000;
@@ -68,11 +69,8 @@ impl Text {
 /// # Errors
 ///
 /// They are not rules that Prometheus would take; the first one that is wrong is named.
-pub fn read(yaml: &str) -> Result<Vec<Rule>, RuleError> {
-    // YAML 1.2's truths: `yes` is a value like others.
-    let strict = serde_saphyr::options! { strict_booleans: true };
-    let written: Vec<Written> = serde_saphyr::from_str_with_options(yaml, strict)
-        .map_err(|error| RuleError::Yaml(error.to_string()))?;
+pub fn read(text: &str) -> Result<Vec<Rule>, RuleError> {
+    let written: Vec<Written> = yaml::read(text).map_err(RuleError::Yaml)?;
     if written.len() > RULES_MAX {
         return Err(RuleError::TooMany);
     }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::{is_switch, key};
+use crate::yaml;
 
 /// The largest file, in bytes.
 const FILE_MAX: u64 = 1 << 20;
@@ -127,10 +128,8 @@ pub(super) fn read(path: &Path, options: &[Arg]) -> Result<Vec<Entry>, FileError
     if u64::try_from(text.len()).unwrap_or(u64::MAX) > FILE_MAX {
         return Err(cannot(io::ErrorKind::FileTooLarge.into()));
     }
-    // YAML 1.2's truths: `off` is a value of some options.
-    let strict = serde_saphyr::options! { strict_booleans: true };
-    let Entries(entries) = serde_saphyr::from_str_with_options(&text, strict)
-        .map_err(|error| FileError::Yaml { path: path.to_owned(), what: error.to_string() })?;
+    let Entries(entries) =
+        yaml::read(&text).map_err(|what| FileError::Yaml { path: path.to_owned(), what })?;
     entries.into_iter().map(|(name, value)| entry(path, options, name, value)).collect()
 }
 

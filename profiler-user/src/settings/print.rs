@@ -7,6 +7,7 @@ use clap::{Arg, parser::ValueSource};
 use serde_json::Value;
 
 use super::{Settings, is_switch, key, options};
+use crate::yaml;
 
 /// The option whose values may be secrets, by itself and in those of `endpoints`.
 const SECRET: &str = "header";
@@ -65,8 +66,8 @@ fn hidden(id: &str, value: &str) -> String {
     }
 }
 
-fn endpoints(yaml: &str) -> String {
-    let Ok(mut servers) = serde_saphyr::from_str::<Vec<BTreeMap<String, Value>>>(yaml) else {
+fn endpoints(text: &str) -> String {
+    let Ok(mut servers) = yaml::read::<Vec<BTreeMap<String, Value>>>(text) else {
         return "<hidden>".to_owned();
     };
     for (key, value) in servers.iter_mut().flatten() {

@@ -7,7 +7,8 @@ const USER: &str = "profiler-user/src";
 
 /// The pipeline from left to right. Whatever is not here (the command line, what wires the stages)
 /// stands to the right of all of them.
-const ORDER: [&str; 18] = [
+const ORDER: [&str; 19] = [
+    "yaml",
     "stats",
     "metric",
     "decode",
