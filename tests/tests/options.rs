@@ -158,7 +158,9 @@ mod tests {
             (of("away", "samples_exported"), of("away", "samples_encoded")),
             (Some(0), encoded)
         );
-        assert_eq!(of("away", "lost_export_shutdown"), encoded);
+        // Its own queue is a small one.
+        let lost = ["lost_export_shutdown", "lost_export_queue_full"].map(|it| of("away", it));
+        assert_eq!(lost[0].zip(lost[1]).map(|(end, full)| end + full), encoded);
         for relay in [&first, &archive] {
             assert_eq!(Some(relay.samples(Outcome::Stored).unwrap()), encoded);
         }
