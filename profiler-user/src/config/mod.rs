@@ -288,10 +288,8 @@ fn span_policy(typed: cli::Spans) -> Result<SpanPolicy, ConfigError> {
 
 /// The label of an attribute: Pyroscope shows names of letters, digits and `_` only.
 fn label_of(key: &str) -> String {
-    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
-    let label = key.chars().map(|character| if fits(character) { character } else { '_' });
     let digit_first = key.starts_with(|character: char| character.is_ascii_digit());
-    digit_first.then_some('_').into_iter().chain(label).collect()
+    format!("{}{}", if digit_first { "_" } else { "" }, relabel::sanitized(key))
 }
 
 /// A frequency that can be sampled at.

@@ -4,6 +4,7 @@
 use super::series::{Labels, Place};
 use crate::pods::PodContainer;
 use crate::process::ServiceIdentity;
+use crate::relabel::sanitized;
 
 /// Adds them. What is not known is not there, which means empty to a rule.
 pub(super) fn add(
@@ -46,10 +47,4 @@ pub(super) fn add(
             of_pod(&format!("{what}present_{key}"), Some("true"));
         }
     }
-}
-
-/// As Prometheus does it: `app.kubernetes.io/name` is `app_kubernetes_io_name`.
-fn sanitized(key: &str) -> String {
-    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
-    key.chars().map(|character| if fits(character) { character } else { '_' }).collect()
 }

@@ -162,11 +162,13 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
         None => finished.await,
     };
     let joined = tokio::task::spawn_blocking(move || join(collector)).await;
-    let mut finisher =
-        finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
-    let otlp = finisher.otlp.take();
+    let mut finisher = finisher;
+    let otlp = finisher.as_mut().ok().and_then(|finisher| finisher.otlp.take());
     let told = tokio::task::spawn_blocking(move || otlp.as_ref().map(Otlp::shutdown));
     servers.shutdown(GRACE).await;
+    // Whatever has panicked, what was queued before is delivered first.
+    let finisher =
+        finisher.map_err(|_gone| io::Error::other("the finishing thread has panicked"))?;
     told.await.map_err(|_panic| io::Error::other("the SDK of telemetry has panicked"))?;
     let books = finisher.books()?;
     finisher.write_stats(&books)?;

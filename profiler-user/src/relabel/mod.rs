@@ -108,6 +108,14 @@ fn set(labels: &mut Labels, name: String, value: String) {
     }
 }
 
+/// A text as part of a label's name, as Prometheus makes it: `app.kubernetes.io/name` is
+/// `app_kubernetes_io_name`.
+#[must_use]
+pub fn sanitized(text: &str) -> String {
+    let fits = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    text.replace(|character| !fits(character), "_")
+}
+
 fn is_label_name(name: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
     name.bytes().all(fits) && name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
