@@ -95,7 +95,8 @@ fn has_safety_comment(source: &Source, index: usize) -> bool {
     false
 }
 
-/// An absolute path below a person's home or below the root of this checkout.
+/// An absolute path below a person's home or below the root of this checkout, or a local file that
+/// a list of packages pins.
 fn machine_path(line: &str, root: &str) -> Option<String> {
     // In pieces, so that this file does not break its own rule.
     let prefixes = [
@@ -103,6 +104,8 @@ fn machine_path(line: &str, root: &str) -> Option<String> {
         ["/ro", "ot/"].concat(),
         ["/wo", "rk/"].concat(),
         ["/Us", "ers/"].concat(),
+        // How `pip freeze` names a package that was installed from a file.
+        ["@ fi", "le:"].concat(),
     ];
     for prefix in prefixes {
         for (at, _) in line.match_indices(&prefix) {
@@ -175,6 +178,8 @@ mod tests {
         let home = ["/ro", "ot/x"].concat();
         assert_eq!(any("README.md", &format!("run {home}")), [(1, MACHINE)]);
         assert_eq!(any("a.sh", "a\ncd /build/here/b"), [(2, MACHINE)]);
+        let pinned = ["a==1\nb @ fi", "le:///tmp/b.whl"].concat();
+        assert_eq!(any("requirements.txt", &pinned), [(2, MACHINE)]);
         assert_eq!(any("a.rs", &format!("open(\"/proc/{{pid}}{home}\")")), []);
         assert_eq!(any("a.rs", &format!("open(\"/proc/<pid>{home}\")")), []);
     }
