@@ -134,8 +134,12 @@ mod tests {
         let e = start(&group_e, &program);
         wait_for(&relay, &[("service_name", "ebpf/shop/main"), ("pod", "pay-0")]);
 
-        let metrics = get(listen, "/metrics");
-        assert!(metric(&metrics, "spanprof_pods_pods") >= 2, "{metrics}");
+        // The metrics of a window are told after its profiles are on their way.
+        let metrics = poll_until("both pods are counted", || {
+            let metrics = get(listen, "/metrics");
+            Ok((metric(&metrics, "spanprof_pods_pods") >= 2).then_some(metrics))
+        })
+        .unwrap();
         assert!(metric(&metrics, "spanprof_pods_watch_errors_total") > 0, "{metrics}");
         assert!(metric(&metrics, "spanprof_containers_pod_contradicted_total") > 0, "{metrics}");
         assert!(metric(&metrics, "spanprof_samples_taken_total") > 0, "{metrics}");
