@@ -46,6 +46,12 @@ pub enum Backing {
 }
 
 impl Mapping {
+    /// Whether it is at this address.
+    #[must_use]
+    pub fn holds(&self, addr: Addr) -> bool {
+        self.start <= addr.0 && addr.0 < self.end
+    }
+
     /// The offset in the file of an address in this mapping.
     #[must_use]
     pub fn file_offset_of(&self, addr: Addr) -> u64 {
@@ -145,7 +151,7 @@ impl MappingSnapshot {
     fn index_of(&self, addr: Addr) -> Option<usize> {
         let behind = self.mappings.partition_point(|mapping| mapping.start <= addr.0);
         let index = behind.checked_sub(1)?;
-        self.mappings.get(index).filter(|mapping| addr.0 < mapping.end).map(|_| index)
+        self.mappings.get(index).filter(|mapping| mapping.holds(addr)).map(|_| index)
     }
 
     /// Whether a mapping that was made says the same of its addresses.

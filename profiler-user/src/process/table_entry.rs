@@ -7,6 +7,7 @@ use super::images::Images;
 use super::looks::{Allowance, Backoff, SECOND};
 use super::reader::Facts;
 use super::replaced::Replaced;
+use super::snapshot::Mapping;
 use super::span_slot::FoundSlot;
 use super::table::TICK;
 use super::use_order::Stamp;
@@ -82,8 +83,15 @@ impl Entry {
             State::Inherited | State::Read(_) if is_doubtful => Some(usize::MAX),
             State::Inherited | State::Read(_) => {
                 let current = self.images.at(at).is_some_and(|it| Arc::ptr_eq(it, newest));
-                let unknown = |addr: &&Addr| newest.snapshot.find(**addr).is_none();
-                let missing = addresses.iter().filter(unknown).count();
+                // This runs for each sample, and most frames are where the one before was.
+                let mut last = None;
+                let is_unknown = |addr: &&Addr| {
+                    if !last.is_some_and(|mapping: &Mapping| mapping.holds(**addr)) {
+                        last = newest.snapshot.find(**addr);
+                    }
+                    last.is_none()
+                };
+                let missing = addresses.iter().filter(is_unknown).count();
                 (current && missing > 0).then_some(missing)
             }
         }
