@@ -1,12 +1,13 @@
 //! Stands between an agent and a server: sees what is pushed, and makes trouble on request.
 //!
-//! A request has a connection of its own, as the agent makes them. What the relay writes down is
-//! what went over the wire, so it is the agent's own account, made outside of the agent.
+//! A request has a connection of its own, which it says in its answers, unless it is told to keep
+//! them. What the relay writes down is what went over the wire, so it is the agent's own account,
+//! made outside of the agent.
 
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -72,6 +73,8 @@ struct Shared {
     server: Option<String>,
     http: reqwest::blocking::Client,
     state: Mutex<State>,
+    connections: AtomicUsize,
+    keeps_connections: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -127,7 +130,13 @@ impl Relay {
             silenced: 0,
             failures: Vec::new(),
         };
-        let shared = Arc::new(Shared { server, http, state: Mutex::new(state) });
+        let shared = Arc::new(Shared {
+            server,
+            http,
+            state: Mutex::new(state),
+            connections: AtomicUsize::new(0),
+            keeps_connections: AtomicBool::new(false),
+        });
         let any = SocketAddr::from((address, 0));
         let mut relay = Self { address: any, shared, acceptor: None };
         relay.listen()?;
@@ -138,6 +147,17 @@ impl Relay {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// From here on a connection is for any number of requests, until the agent ends it.
+    pub fn keep_connections(&self) {
+        self.shared.keeps_connections.store(true, Ordering::Release);
+    }
+
+    /// How many connections were made that brought a request.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.shared.connections.load(Ordering::Acquire)
     }
 
     /// What becomes of every request from here on.
@@ -257,7 +277,7 @@ fn accept(listener: &TcpListener, ending: &AtomicBool, shared: &Arc<Shared>) {
         }
         let shared = Arc::clone(shared);
         workers.push(std::thread::spawn(move || {
-            if let Err(error) = serve(stream, &shared) {
+            if let Err(error) = serve_all(stream, &shared) {
                 shared.lock().failures.push(format!("{error:#}"));
             }
         }));
@@ -273,12 +293,25 @@ fn closed_at_once(stream: &TcpStream) -> bool {
     stream.peek(&mut [0]).is_ok_and(|bytes| bytes == 0)
 }
 
-fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
+fn serve_all(mut stream: TcpStream, shared: &Shared) -> Result<()> {
     // Accepted sockets do not inherit it on Linux, but nothing here says so.
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(CONNECTION_DEADLINE))?;
     stream.set_write_timeout(Some(CONNECTION_DEADLINE))?;
-    let Some(Request { line, body }) = read_request(&mut stream)? else { return Ok(()) };
+    let mut is_first = true;
+    while let Some(request) = read_request(&mut stream)? {
+        shared.connections.fetch_add(usize::from(is_first), Ordering::AcqRel);
+        is_first = false;
+        if !serve(&mut stream, request, shared)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Serves a request, and tells whether the connection is for another.
+fn serve(stream: &mut TcpStream, request: Request, shared: &Shared) -> Result<bool> {
+    let Request { line, body } = request;
     let mut profiles = if line.starts_with("POST ") {
         anyhow::ensure!(line.contains("/push.v1.PusherService/Push "), "asked for {line}");
         Pushed::read_request(&body)?
@@ -319,12 +352,25 @@ fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
         state.silenced += usize::from(act == Act::KeepSilent);
     }
     match answer {
-        // The agent may have gone.
-        Some(answer) => drop(stream.write_all(&answer)),
+        Some(answer) => {
+            let keeps = shared.keeps_connections.load(Ordering::Acquire);
+            let answer = if keeps { answer } else { closing(answer) };
+            // The agent may have gone.
+            return Ok(stream.write_all(&answer).is_ok() && keeps);
+        }
         None if act == Act::KeepSilent => drop(stream.read(&mut [0])),
         None => {}
     }
-    Ok(())
+    Ok(false)
+}
+
+/// The answer, if it is one of HTTP, with the word that no other comes on its connection.
+fn closing(mut answer: Vec<u8>) -> Vec<u8> {
+    let line_end = answer.windows(2).position(|two| two == b"\r\n");
+    if let Some(at) = line_end.filter(|_| answer.starts_with(b"HTTP/")) {
+        answer.splice(at..at, *b"\r\nConnection: close");
+    }
+    answer
 }
 
 impl Shared {
@@ -352,7 +398,7 @@ impl Shared {
         let content = content.as_ref().and_then(|value| value.to_str().ok()).unwrap_or_default();
         let mut answer = format!("HTTP/1.1 {status}\r\nContent-Type: {content}\r\n").into_bytes();
         let body = response.bytes().context("the server behind the relay")?;
-        write!(answer, "Content-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        write!(answer, "Content-Length: {}\r\n\r\n", body.len())?;
         answer.extend_from_slice(&body);
         Ok((status == reqwest::StatusCode::OK, answer))
     }

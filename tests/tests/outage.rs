@@ -191,4 +191,25 @@ mod tests {
         let reasons: BTreeSet<_> = stats.losses().into_iter().map(|(name, _)| name).collect();
         assert_eq!(reasons, BTreeSet::from([REJECTED, SHUTDOWN].map(str::to_owned)));
     }
+
+    /// A server that keeps connections does not get one for each profile, nor any that was idle
+    /// since the window before.
+    #[test]
+    fn the_profiles_of_a_window_share_connections() {
+        require!(Root);
+        let (spanprof, checkout) = (require!(Spanprof), require!(Checkout));
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        relay.keep_connections();
+        let names = (0..8).map(|number| format!("shared-{number}"));
+        let _load: Vec<_> =
+            names.map(|name| start_checkout(&checkout, &name, LOAD_SECONDS).unwrap()).collect();
+        let arguments = ["--pyroscope-url", &relay.url(), "--window", "3s"];
+        let mut agent = Agent::start(&spanprof, &arguments).unwrap();
+        agent.wait_for_windows(4).unwrap();
+        let stats = agent.stop().unwrap();
+        let (pushes, connections) = (relay.pushes().unwrap().len(), relay.connections());
+        assert!((3..pushes).contains(&connections), "{connections} for {pushes}");
+        assert_eq!(stats.samples(UNCERTAIN), 0, "{}", stats.json);
+        assert_eq!(stats.samples("samples_exported"), relay.samples(Outcome::Stored).unwrap());
+    }
 }

@@ -41,6 +41,7 @@ fn main() -> Result<()> {
     let pods = pods.collect::<Result<Vec<_>>>()?;
 
     let relay = Relay::alone(Act::Answer(STORED))?;
+    relay.keep_connections();
     let accounted = Accounted::create()?;
     let mut command = accounted.command();
     command.arg(api.in_cluster(&spanprof)?).args(["run", "--pyroscope-url", &relay.url()]);

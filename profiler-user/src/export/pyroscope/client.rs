@@ -1,8 +1,8 @@
 //! The requests themselves. Connect unary over HTTP/1.1.
 //!
-//! Each request has a connection of its own. On one that is kept alive, "the server closed it
-//! while it was idle" and "the server died with the request in hand" look alike; at a push every
-//! ten seconds a connection costs little, and the doubt would cost a window.
+//! A window's profiles share connections, which are not kept until the next window: on one that was
+//! idle for long, "the server closed it" and "the server died with the request in hand" look alike,
+//! and the doubt would cost a profile. Within [`MAX_IDLE`] no server closes one, unless it ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,9 @@ const CONNECT_TYPE: &str = "application/proto";
 /// Of an answer, no more is read.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 const MAX_CA_FILE_BYTES: u64 = 4 << 20;
+/// How long a connection may have been idle to be used again. Servers and what is before them close
+/// theirs after 5 s (Node.js) at the soonest; 60 to 120 s are usual.
+const MAX_IDLE: Duration = Duration::from_secs(1);
 /// A host that is gone does not refuse: it keeps silent.
 const MAX_CONNECT_TIME: Duration = Duration::from_secs(5);
 
@@ -45,7 +48,8 @@ impl Client {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("spanprof/", env!("CARGO_PKG_VERSION")))
             .http1_only()
-            .pool_max_idle_per_host(0)
+            .pool_max_idle_per_host(config.concurrency)
+            .pool_idle_timeout(MAX_IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
             .referer(false)
