@@ -62,9 +62,18 @@ impl Process {
     ///
     /// It cannot be asked.
     pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::TERM)
+    }
+
+    /// Sends it a signal, unless it has ended.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be sent.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         // Once it was waited for, its id may be somebody else's.
         if self.ended.is_none() {
-            rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)?;
+            rustix::process::kill_process(Pid::from_child(&self.child), signal)?;
         }
         Ok(())
     }
@@ -75,7 +84,7 @@ impl Process {
     ///
     /// It cannot be told.
     pub fn hang_up(&self) -> Result<()> {
-        Ok(rustix::process::kill_process(Pid::from_child(&self.child), Signal::HUP)?)
+        self.signal(Signal::HUP)
     }
 
     /// Ends it at once (SIGKILL).

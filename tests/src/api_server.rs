@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -91,6 +92,44 @@ impl ApiServer {
     /// It does not end.
     pub fn kill(&mut self) -> Result<()> {
         self.server.take().map_or(Ok(()), |mut server| server.kill())
+    }
+
+    /// Nobody can go on from what was seen until now: who tries is told to list anew (410).
+    ///
+    /// # Errors
+    ///
+    /// The store refuses.
+    pub fn forget_history(&self) -> Result<()> {
+        let http = reqwest::blocking::Client::builder().no_proxy().build()?;
+        let ask = |what: &str, body: &Value| -> Result<Value> {
+            let url = format!("http://127.0.0.1:{}/v3/kv/{what}", self.etcd_port);
+            let answer = http.post(url).body(body.to_string()).send()?.error_for_status()?;
+            Ok(serde_json::from_str(&answer.text()?)?)
+        };
+        // Base64. A change after the last one that anybody watches, and one more.
+        let (key, value) = ("c3BhbnByb2Y=", "MQ==");
+        ask("put", &json!({"key": key, "value": value}))?;
+        let put = ask("put", &json!({"key": key, "value": value}))?;
+        let revision = put["header"]["revision"].as_str().context("a put without a revision")?;
+        ask("compaction", &json!({"revision": revision, "physical": true})).map(drop)
+    }
+
+    /// It takes connections, and says nothing, until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    ///
+    /// It cannot be stopped.
+    pub fn pause(&self) -> Result<()> {
+        self.server.as_ref().map_or(Ok(()), |server| server.signal(Signal::STOP))
+    }
+
+    /// It answers again.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told.
+    pub fn resume(&self) -> Result<()> {
+        self.server.as_ref().map_or(Ok(()), |server| server.signal(Signal::CONT))
     }
 
     /// Starts it at the address that it had.
