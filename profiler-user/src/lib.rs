@@ -9,6 +9,7 @@
 //! A stage imports only from stages to its left; `cargo xtask tidy` checks it. `ARCHITECTURE.md`
 //! has the invariants.
 
+mod file;
 mod yaml;
 pub mod stats;
 
@@ -18,6 +19,7 @@ pub mod privilege;
 pub mod clock;
 pub mod container;
 pub mod pods;
+pub mod engine;
 pub mod process;
 pub mod unwind;
 pub mod capture;

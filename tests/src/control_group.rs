@@ -24,9 +24,22 @@ impl ControlGroup {
     ///
     /// There is no hierarchy of version 2, or it cannot be written.
     pub fn of(pod_uid: &str, container_id: &str) -> Result<Self> {
+        Self::below(&format!("pod{pod_uid}"), container_id)
+    }
+
+    /// As Docker makes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](Self::of).
+    pub fn of_docker(container_id: &str) -> Result<Self> {
+        Self::below("docker", container_id)
+    }
+
+    fn below(parent: &str, container_id: &str) -> Result<Self> {
         let top = unified()?.join(format!("spanprof-test-{}", std::process::id()));
-        let pod = top.join(format!("pod{pod_uid}"));
-        let paths = [pod.join(container_id), pod, top];
+        let parent = top.join(parent);
+        let paths = [parent.join(container_id), parent, top];
         fs::create_dir_all(&paths[0])?;
         Ok(Self { paths })
     }

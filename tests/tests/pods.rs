@@ -1,5 +1,6 @@
 //! Samples of pods come under their pod: a real API server, control groups as a container runtime
-//! makes them, and the real Pyroscope behind a relay that looks at what is pushed.
+//! makes them, and the real Pyroscope behind a relay that looks at what is pushed. Those of Docker's
+//! and Podman's containers come under their names.
 
 #[cfg(test)]
 mod tests {
@@ -7,6 +8,7 @@ mod tests {
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     use serde_json::{Value, json};
@@ -159,6 +161,49 @@ mod tests {
             {
                 assert_eq!(pushed.label("pod"), Some("cart-0"), "{:?}", pushed.labels);
             }
+        }
+    }
+
+    /// Docker and Podman are played by their files, which the agent alone sees.
+    #[test]
+    fn samples_of_other_containers_come_under_their_names() {
+        require!(Root);
+        let spanprof = require!(Spanprof);
+        let folder = tempfile::tempdir().unwrap();
+        let write = |path: &str, content: &Value| {
+            let path = folder.path().join("lib").join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content.to_string()).unwrap();
+        };
+        let (docker, podman) = (id('1'), id('2'));
+        let labels = json!({"com.docker.compose.service": "web"});
+        let config = json!({"Name": "/shop-web-1", "Config": {"Image": "i", "Labels": labels}});
+        write(&format!("docker/containers/{docker}/config.v2.json"), &config);
+        let list = json!([{"id": podman, "names": ["job"], "metadata": "{}"}]);
+        write("containers/storage/overlay-containers/containers.json", &list);
+        let agent = folder.path().join("agent");
+        let script = format!(
+            "#!/bin/sh\nexec unshare --mount --propagation private sh -c \
+             'mount --bind {}/lib /var/lib && exec {} \"$@\"' sh \"$@\"\n",
+            folder.path().display(),
+            spanprof.canonicalize().unwrap().display(),
+        );
+        fs::write(&agent, script).unwrap();
+        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+
+        let program = Program::compile("unwind").unwrap();
+        let groups = [&docker, &podman].map(|id| ControlGroup::of_docker(id).unwrap());
+        let burning = groups.each_ref().map(|group| start(group, &program));
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        let arguments = ["--pyroscope-url", &relay.url(), "--window", "1s", "--listen", "off"];
+        let agent = Agent::start(&agent, &arguments).unwrap();
+        wait_for(&relay, &[("service_name", "web"), ("container", "shop-web-1")]);
+        wait_for(&relay, &[("service_name", "job"), ("container", "job")]);
+        let stats = agent.stop().unwrap();
+        let known = stats.json["containers"]["engine_known"].as_u64();
+        assert!(known >= Some(20), "{}", stats.json);
+        for workload in burning {
+            workload.end().unwrap();
         }
     }
 

@@ -55,6 +55,7 @@ fn container_of(path: &str) -> Option<Container> {
     let mut found = Container::default();
     let mut first_pod = None;
     for part in parts(path) {
+        found.of_user |= part == "user.slice" && found.ids.is_empty();
         if let Some(uid) = pod_uid(part)
             && found.pod_uid.is_none()
         {
@@ -181,6 +182,18 @@ mod tests {
         ] {
             check(line, Some(("A", true)));
         }
+    }
+
+    #[test]
+    fn whether_a_user_made_it() {
+        let of_user = |line: &str| {
+            Cgroup::parse(spelled(line).as_bytes()).container.map(|container| container.of_user)
+        };
+        let user = "user.slice/user-1000.slice/user@1000.service";
+        assert_eq!(of_user(&format!("0::/{user}/user.slice/libpod-<A>.scope")), Some(true));
+        assert_eq!(of_user(&format!("0::/../../{user}/docker-<A>.scope")), Some(true));
+        assert_eq!(of_user(&format!("0::/docker/<A>/{user}/<B>")), Some(false));
+        assert_eq!(of_user("0::/system.slice/docker-<A>.scope"), Some(false));
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub struct Container {
     /// The unique id of the pod in the path: lower case, with dashes. Unset in a pod of which the
     /// path does not show that part.
     pub pod_uid: Option<String>,
+    /// It is below `user.slice`, where a user without any right over the host makes groups and calls
+    /// them as they like.
+    #[serde(default)]
+    pub of_user: bool,
 }
 
 impl Container {

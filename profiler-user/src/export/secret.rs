@@ -1,10 +1,9 @@
 //! What must not be seen: passwords, tokens, header values.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::file::read_bounded;
 
 /// No token is longer.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
@@ -87,29 +86,6 @@ impl Credential {
                 }
             }
         }
-    }
-}
-
-/// Reads a small regular file. Anything else would block or never end.
-pub(super) fn read_bounded(path: &Path, max_bytes: u64) -> std::io::Result<Vec<u8>> {
-    // A FIFO without a writer blocks in open(2) unless it is told not to.
-    let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file: File = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidInput,
-            "it is not a regular file",
-        ));
-    }
-    let mut bytes = Vec::new();
-    let read = file.take(max_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
-    if u64::try_from(read).is_ok_and(|read| read <= max_bytes) {
-        Ok(bytes)
-    } else {
-        Err(std::io::Error::new(
-            std::io::ErrorKind::FileTooLarge,
-            format!("it is larger than {max_bytes} bytes"),
-        ))
     }
 }
 

@@ -1,8 +1,7 @@
 //! What relabelling may look at: the labels that Prometheus and Alloy discover for a pod's container
 //! and for a process, by the same names.
 
-use super::series::{Labels, Place};
-use crate::pods::PodContainer;
+use super::series::{Known, Labels, Place};
 use crate::process::ServiceIdentity;
 use crate::relabel::sanitized;
 
@@ -10,7 +9,7 @@ use crate::relabel::sanitized;
 pub(super) fn add(
     labels: &mut Labels,
     service: &ServiceIdentity,
-    pod: Option<&PodContainer>,
+    known: Option<Known<'_>>,
     place: &Place,
 ) {
     let mut set = |name: String, value: &str| {
@@ -24,7 +23,22 @@ pub(super) fn add(
         set("__container_id__".to_owned(), container.map_or("", |container| container.id()));
         set("__meta_process_container_id".to_owned(), container.map_or("", |it| it.id()));
     }
-    let Some(container) = pod else { return };
+    let container = match known {
+        Some(Known::Pod(container)) => container,
+        Some(Known::Engine(container)) => {
+            let mut of_container = |name: &str, value: &str| {
+                set(format!("__meta_docker_container_{name}"), value);
+            };
+            of_container("id", &container.id);
+            // With the slash that Docker puts before it.
+            of_container("name", &format!("/{}", container.name));
+            for (key, value) in &container.labels {
+                of_container(&format!("label_{}", sanitized(key)), value);
+            }
+            return;
+        }
+        None => return,
+    };
     let facts = &container.pod;
     set("__meta_kubernetes_namespace".to_owned(), &facts.namespace);
     let mut of_pod = |name: &str, value: Option<&str>| {

@@ -3,12 +3,14 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, PoisonError, RwLock},
+    time::Instant,
 };
 
 use serde::Serialize;
 
-use super::series::{Labels, Place, disagrees, relabelled};
+use super::series::{Known, Labels, Place, disagrees, relabelled};
 use crate::aggregate::{Group, Window};
+use crate::engine::Engines;
 use crate::pods::{Found, PodStats, Pods};
 use crate::process::ServiceIdentity;
 use crate::relabel::Rule;
@@ -56,6 +58,8 @@ pub struct PlacedStats {
     pub pod_unknown: u64,
     /// Of these, their path named another pod than the container's: it was made up.
     pub pod_contradicted: u64,
+    /// Their container is Docker's or Podman's, by the files of these.
+    pub engine_known: u64,
     /// Their service calls itself something else than Kubernetes does.
     pub service_name_differs: u64,
 }
@@ -67,6 +71,7 @@ pub struct Placer {
     rules: Rules,
     /// Unset outside of clusters.
     pods: Option<Pods>,
+    engines: Engines,
     /// Groups whose container was not known when their window ended.
     waiting: Option<Window>,
     stats: PlacedStats,
@@ -75,8 +80,8 @@ pub struct Placer {
 impl Placer {
     /// Places what runs here.
     #[must_use]
-    pub fn new(place: Place, rules: Rules, pods: Option<Pods>) -> Self {
-        Self { place, rules, pods, waiting: None, stats: PlacedStats::default() }
+    pub fn new(place: Place, rules: Rules, pods: Option<Pods>, engines: Engines) -> Self {
+        Self { place, rules, pods, engines, waiting: None, stats: PlacedStats::default() }
     }
 
     /// What was placed so far.
@@ -145,14 +150,24 @@ impl Placer {
         // series at the same time for the first one, so there is to be one.
         let mut series: BTreeMap<Labels, Group> = BTreeMap::new();
         let rules = self.rules.get();
+        let now = Instant::now();
         let mut unwanted = 0;
         for (mut group, found) in groups {
             self.count(&group, found.as_ref(), waited);
-            let pod = match &found {
-                Some(Found::Known(pod)) => Some(pod.as_ref()),
+            let of_engine = match (&found, group.service.container()) {
+                (None | Some(Found::Unknown), Some(it)) => self.engines.find(it, now),
                 _ => None,
             };
-            let Some(labels) = relabelled(&rules, &group.service, pod, &self.place) else {
+            let known = match (&found, &of_engine) {
+                (Some(Found::Known(pod)), _) => Some(Known::Pod(pod)),
+                (_, Some(container)) => {
+                    self.stats.engine_known =
+                        self.stats.engine_known.saturating_add(group.samples());
+                    Some(Known::Engine(container))
+                }
+                _ => None,
+            };
+            let Some(labels) = relabelled(&rules, &group.service, known, &self.place) else {
                 unwanted += group.samples();
                 continue;
             };
@@ -207,8 +222,8 @@ mod tests {
     fn service(name: &str, id: Option<&str>) -> Arc<ServiceIdentity> {
         let container = id.map(|id| Container {
             ids: vec![id.to_owned()],
-            outside_of_pod: 0,
             pod_uid: Some("u".to_owned()),
+            ..Container::default()
         });
         let origin = Origin {
             named_by: NamedBy::Executable,
@@ -244,8 +259,13 @@ mod tests {
         .unwrap()
     }
 
+    fn no_engines() -> Engines {
+        Engines::below(std::path::Path::new("/nowhere"))
+    }
+
     fn placer(pods: &Pods) -> Placer {
-        Placer::new(Place { host: "h".into(), node: None }, Rules::default(), Some(pods.clone()))
+        let place = Place { host: "h".into(), node: None };
+        Placer::new(place, Rules::default(), Some(pods.clone()), no_engines())
     }
 
     fn found(placed: &Option<Placed>) -> Vec<(String, Option<String>, u64)> {
@@ -306,18 +326,50 @@ mod tests {
 
     #[test]
     fn without_a_cluster_nothing_waits() {
-        let mut placer =
-            Placer::new(Place { host: "h".into(), node: None }, Rules::default(), None);
+        let mut placer = Placer::new(
+            Place { host: "h".into(), node: None },
+            Rules::default(),
+            None,
+            no_engines(),
+        );
         let [_, now] = placer.place(window(1, &[service("app", Some("a"))]));
         assert_eq!(found(&now), [("app".into(), None, 1)]);
         assert_eq!(placer.stats(), PlacedStats::default());
     }
 
     #[test]
+    fn a_container_of_docker_has_its_name_at_once_and_beside_pods_after_waiting() {
+        let host = tempfile::tempdir().unwrap();
+        let id = "c".repeat(64);
+        let folder = host.path().join("var/lib/docker/containers").join(&id);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.v2.json"), r#"{"Name":"/web","Config":{}}"#).unwrap();
+        let origin = Origin {
+            named_by: NamedBy::Executable,
+            container: Some(Container { ids: vec![id], ..Container::default() }),
+            unit: None,
+            exe: "/bin/app".into(),
+        };
+        let service =
+            ServiceIdentity { origin: Some(Arc::new(origin)), ..ServiceIdentity::named("app") };
+        let services = [Arc::new(service)];
+        for pods in [None, Some(Pods::default())] {
+            let place = Place { host: "h".into(), node: None };
+            let engines = Engines::below(host.path());
+            let mut placer = Placer::new(place, Rules::default(), pods.clone(), engines);
+            let [_, now] = placer.place(window(1, &services));
+            let placed = if pods.is_some() { placer.flush() } else { now };
+            assert_eq!(found(&placed), [("web".into(), None, 1)]);
+            assert_eq!(placed.unwrap().labels[0]["container"], "web");
+            assert_eq!(placer.stats().engine_known, 1);
+        }
+    }
+
+    #[test]
     fn what_is_not_wanted_is_counted_and_rules_can_change() {
         let rules = Rules::default();
         let place = Place { host: "h".into(), node: None };
-        let mut placer = Placer::new(place, rules.clone(), None);
+        let mut placer = Placer::new(place, rules.clone(), None, no_engines());
         let services = [service("app", None), service("other", None)];
         let drop = crate::relabel::filters(&[], &["exe=/bin/a.*".to_owned()]).unwrap();
         rules.set(drop.into());

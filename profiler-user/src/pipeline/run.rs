@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     io,
+    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -28,6 +29,7 @@ use crate::aggregate::{Group, Window};
 use crate::capture::{Counters, HookStats};
 use crate::config::RunConfig;
 use crate::encode::{AdmittedValues, cap_attributes, split_by_span_name};
+use crate::engine::Engines;
 use crate::export::file::{FileError, check_writable, write_atomically};
 use crate::export::otlp::{Otlp, OtlpError, in_span};
 use crate::export::pyroscope::ConfigError;
@@ -118,7 +120,7 @@ pub async fn run(config: RunConfig, setup: Setup, reload: Box<Reload>) -> Result
     let place = Place { host: config.host.clone(), node: config.node.clone() };
     let pods = config.node.as_deref().map(Pods::watch_in_cluster);
     let finisher = Finisher {
-        placer: Placer::new(place, rules.clone(), pods),
+        placer: Placer::new(place, rules.clone(), pods, Engines::below(Path::new("/"))),
         symbolizer: Symbolizer::new(symbolizer).with_perf_maps(perf_maps),
         span_names: config.span_names.map(AdmittedValues::new),
         attributes: HashMap::new(),

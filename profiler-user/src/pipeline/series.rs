@@ -1,6 +1,7 @@
 //! Which series a service's samples belong to: its labels, by what is known of its container.
 
 use super::meta;
+use crate::engine::EngineContainer;
 use crate::pods::PodContainer;
 use crate::process::{NamedBy, Origin, ServiceIdentity, said};
 use crate::relabel::{Rule, apply};
@@ -25,17 +26,36 @@ pub struct Place {
     pub node: Option<String>,
 }
 
-/// The labels of a series. `pod` is unset where the container is not known to be a pod's.
+/// What is known of a container.
+#[derive(Clone, Copy, Debug)]
+pub enum Known<'a> {
+    /// It is a pod's.
+    Pod(&'a PodContainer),
+    /// It is Docker's or Podman's alone.
+    Engine(&'a EngineContainer),
+}
+
+impl<'a> Known<'a> {
+    fn pod(self) -> Option<&'a PodContainer> {
+        match self {
+            Self::Pod(pod) => Some(pod),
+            Self::Engine(_) => None,
+        }
+    }
+}
+
+/// The labels of a series. `known` is unset where nothing is known of the container, if any.
 ///
 /// The name of the service is the first of these that is set (a name that begins with
 /// `unknown_service` is not): the pod's annotation `pyroscope.io/service_name`; its annotation
 /// `resource.opentelemetry.io/service.name`; what the process says; what its environment says; the
 /// pod's labels `app.kubernetes.io/instance`, then `/name`; what made the pod; namespace and
-/// container; the systemd unit; the executable.
+/// container; the Swarm or Compose service; Docker's or Podman's container; the systemd unit; the
+/// executable.
 ///
 /// Where a pod is, only the API server says: no process can name another one.
 #[must_use]
-pub fn labels(service: &ServiceIdentity, pod: Option<&PodContainer>, place: &Place) -> Labels {
+pub fn labels(service: &ServiceIdentity, known: Option<Known<'_>>, place: &Place) -> Labels {
     let mut labels = Labels::new();
     let mut set = |name: &str, value: &str| labels.insert(name.to_owned(), value.to_owned());
     set("__name__", "process_cpu");
@@ -43,15 +63,18 @@ pub fn labels(service: &ServiceIdentity, pod: Option<&PodContainer>, place: &Pla
         set(name, value);
     }
     let origin = service.origin.as_deref();
-    set("service_name", &service_name(service, origin, pod));
+    set("service_name", &service_name(service, origin, known));
     set("host", &place.host);
     if let Some(node) = &place.node {
         set("node", node);
     }
-    match (pod, service.container()) {
-        (Some(container), _) => {
+    match (known, service.container()) {
+        (Some(Known::Pod(container)), _) => {
             set("namespace", &container.pod.namespace);
             set("pod", &container.pod.name);
+            set("container", &container.name);
+        }
+        (Some(Known::Engine(container)), _) => {
             set("container", &container.name);
         }
         (None, Some(container)) => {
@@ -71,14 +94,14 @@ pub fn labels(service: &ServiceIdentity, pod: Option<&PodContainer>, place: &Pla
 pub fn relabelled(
     rules: &[Rule],
     service: &ServiceIdentity,
-    pod: Option<&PodContainer>,
+    known: Option<Known<'_>>,
     place: &Place,
 ) -> Option<Labels> {
-    let mut labels = labels(service, pod, place);
+    let mut labels = labels(service, known, place);
     if rules.is_empty() {
         return Some(labels);
     }
-    meta::add(&mut labels, service, pod, place);
+    meta::add(&mut labels, service, known, place);
     if !apply(rules, &mut labels) {
         return None;
     }
@@ -99,8 +122,9 @@ pub fn relabelled(
 fn service_name(
     service: &ServiceIdentity,
     origin: Option<&Origin>,
-    pod: Option<&PodContainer>,
+    known: Option<Known<'_>>,
 ) -> String {
+    let pod = known.and_then(Known::pod);
     let annotated = pod.and_then(|container| {
         let annotation = |key: &str| said(container.pod.annotations.get(key)?);
         annotation("pyroscope.io/service_name")
@@ -113,7 +137,11 @@ fn service_name(
     if origin.is_none_or(|origin| origin.named_by != NamedBy::Executable) {
         return service.name.clone();
     }
-    pod.map(name_of_pod)
+    known
+        .and_then(|known| match known {
+            Known::Pod(pod) => Some(name_of_pod(pod)),
+            Known::Engine(container) => said(container.service()),
+        })
         .or_else(|| {
             let unit = origin?.unit.as_deref()?;
             said(unit.strip_suffix(".service").unwrap_or(unit))
@@ -171,7 +199,7 @@ mod tests {
 
     #[track_caller]
     fn check(service: &ServiceIdentity, pod: Option<&PodContainer>, name: &str) {
-        assert_eq!(labels(service, pod, &place())["service_name"], name);
+        assert_eq!(labels(service, pod.map(Known::Pod), &place())["service_name"], name);
     }
 
     #[test]
@@ -223,7 +251,7 @@ mod tests {
     fn where_it_runs() {
         let facts = PodFacts { namespace: "ns".into(), name: "p".into(), ..PodFacts::default() };
         let pod = container(Arc::new(facts));
-        let found = labels(&service("a", NamedBy::Context, None), Some(&pod), &place());
+        let found = labels(&service("a", NamedBy::Context, None), Some(Known::Pod(&pod)), &place());
         let expected = [
             ("__name__", "process_cpu"),
             ("container", "main"),
@@ -252,6 +280,48 @@ mod tests {
             ("service_name", "a"),
         ];
         assert_eq!(found, pairs(&expected));
+        let named = EngineContainer { name: "web".into(), ..EngineContainer::default() };
+        let place = Place { host: "h".into(), node: None };
+        let found = labels(&docker, Some(Known::Engine(&named)), &place);
+        let expected = [
+            ("__name__", "process_cpu"),
+            ("container", "web"),
+            ("host", "h"),
+            ("service_name", "a"),
+        ];
+        assert_eq!(found, pairs(&expected));
+    }
+
+    #[test]
+    fn a_container_of_an_engine_names_its_service_before_the_unit_does() {
+        let compose = ("com.docker.compose.service", "web");
+        let container = |labels: &[_]| EngineContainer {
+            name: "shop-web-1".into(),
+            id: "aa".into(),
+            image: "nginx".into(),
+            labels: pairs(labels),
+        };
+        let name = |service: &ServiceIdentity, container: &EngineContainer| {
+            labels(service, Some(Known::Engine(container)), &place())["service_name"].clone()
+        };
+        let unnamed = service("unknown_service:sh", NamedBy::Executable, Some("x.service"));
+        assert_eq!(name(&unnamed, &container(&[compose])), "web");
+        assert_eq!(name(&unnamed, &container(&[])), "shop-web-1");
+        assert_eq!(name(&service("told", NamedBy::Environment, None), &container(&[])), "told");
+
+        let container = container(&[compose]);
+        let after = |label: &str| {
+            let rule = format!("[{{source_labels: [{label}], target_label: seen}}]");
+            let rules = crate::relabel::read(&rule).unwrap();
+            relabelled(&rules, &unnamed, Some(Known::Engine(&container)), &place()).unwrap()
+        };
+        for (label, value) in [
+            ("__meta_docker_container_name", "/shop-web-1"),
+            ("__meta_docker_container_id", "aa"),
+            ("__meta_docker_container_label_com_docker_compose_service", "web"),
+        ] {
+            assert_eq!(after(label)["seen"], value, "{label}");
+        }
     }
 
     #[test]
@@ -266,7 +336,7 @@ mod tests {
         let after = |yaml: &str| {
             let rules = crate::relabel::read(yaml).unwrap();
             let service = service("a", NamedBy::Context, None);
-            relabelled(&rules, &service, Some(&pod), &place())
+            relabelled(&rules, &service, Some(Known::Pod(&pod)), &place())
         };
         for (label, value) in [
             ("kubernetes_pod_label_app_kubernetes_io_name", "shop"),

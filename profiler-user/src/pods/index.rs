@@ -148,6 +148,7 @@ mod tests {
         Container {
             ids: ids.iter().map(|&id| id.to_owned()).collect(),
             outside_of_pod: 0,
+            of_user: false,
             pod_uid: pod_uid.map(str::to_owned),
         }
     }

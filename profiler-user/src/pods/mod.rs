@@ -5,5 +5,6 @@ mod pod;
 mod watch;
 
 pub use index::{Found, PodIndex};
+pub(crate) use pod::kept;
 pub use pod::{PodContainer, PodFacts};
 pub use watch::{PodStats, Pods, is_in_cluster};

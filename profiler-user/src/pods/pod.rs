@@ -104,7 +104,8 @@ fn ids(container: &ContainerStatus) -> impl Iterator<Item = String> {
         .filter(|id| !id.is_empty() && !id.ends_with('/') && id.len() <= VALUE_MAX)
 }
 
-fn kept(pairs: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
+/// Of labels and annotations, what is kept.
+pub(crate) fn kept(pairs: Option<&BTreeMap<String, String>>) -> BTreeMap<String, String> {
     let fits = |(_, value): &(&String, &String)| value.len() <= VALUE_MAX;
     let pairs = pairs.into_iter().flatten().filter(fits).take(PAIRS_MAX);
     pairs.map(|(key, value)| (key.clone(), value.clone())).collect()

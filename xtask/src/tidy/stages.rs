@@ -7,7 +7,8 @@ const USER: &str = "profiler-user/src";
 
 /// The pipeline from left to right. Whatever is not here (the command line, what wires the stages)
 /// stands to the right of all of them.
-const ORDER: [&str; 19] = [
+const ORDER: [&str; 21] = [
+    "file",
     "yaml",
     "stats",
     "metric",
@@ -16,6 +17,7 @@ const ORDER: [&str; 19] = [
     "clock",
     "container",
     "pods",
+    "engine",
     "process",
     "unwind",
     "capture",

@@ -18,7 +18,7 @@ use super::body::{HandedOver, Tracked};
 use super::config::{Auth, ConfigError, PyroscopeConfig};
 use super::deliver::Transport;
 use crate::export::CredentialError;
-use crate::export::secret::read_bounded;
+use crate::file::read_bounded;
 
 const PUSH_PATH: &str = "push.v1.PusherService/Push";
 const BUILD_INFO_PATH: &str = "api/v1/status/buildinfo";
