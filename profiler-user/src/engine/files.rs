@@ -11,7 +11,7 @@ use crate::pods::kept;
 
 /// The most containers of a list.
 const LIST_MAX: usize = 16 << 10;
-/// The most bytes of a name; Docker's is a part of a host's name, an image's has a digest.
+/// The most bytes of a name.
 const NAME_MAX: usize = 512;
 
 #[derive(Deserialize)]
@@ -25,7 +25,6 @@ struct Docker {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct DockerConfig {
-    image: String,
     labels: Option<BTreeMap<String, String>>,
 }
 
@@ -36,7 +35,6 @@ pub(super) fn docker(id: &str, bytes: &[u8]) -> Option<EngineContainer> {
         // A slash is before it, from times when a container had a name for each link to it.
         name: named(name.strip_prefix('/').unwrap_or(&name))?,
         id: id.to_owned(),
-        image: named(&config.image).unwrap_or_default(),
         labels: kept(config.labels.as_ref()),
     })
 }
@@ -46,27 +44,14 @@ struct Stored {
     id: String,
     #[serde(default)]
     names: Option<Vec<String>>,
-    /// JSON in JSON, by who made the container.
-    #[serde(default)]
-    metadata: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Metadata {
-    #[serde(rename = "image-name")]
-    image_name: String,
 }
 
 /// The containers of a list of Podman's that have a name, by id; none if it is no list.
 pub(super) fn podman(bytes: &[u8]) -> HashMap<String, Arc<EngineContainer>> {
     let list: Vec<Stored> = serde_json::from_slice(bytes).unwrap_or_default();
-    let container = |Stored { id, names, metadata }: Stored| {
+    let container = |Stored { id, names }: Stored| {
         let name = names.iter().flatten().find_map(|name| named(name))?;
-        let Metadata { image_name } = serde_json::from_str(&metadata).unwrap_or_default();
-        let image = named(&image_name).unwrap_or_default();
-        let labels = BTreeMap::new();
-        Some((id.clone(), Arc::new(EngineContainer { name, id, image, labels })))
+        Some((id.clone(), Arc::new(EngineContainer { name, id, labels: BTreeMap::new() })))
     };
     list.into_iter().take(LIST_MAX).filter_map(container).collect()
 }
@@ -88,12 +73,12 @@ mod tests {
                 "com.docker.compose.project":"shop","com.docker.compose.service":"web"}},
             "HasBeenStartedBefore":true}"#;
         let found = docker("aa", file.as_bytes()).unwrap();
-        assert_eq!((&*found.name, &*found.image, &*found.id), ("shop-web-1", "nginx:1.27", "aa"));
+        assert_eq!((&*found.name, &*found.id), ("shop-web-1", "aa"));
         assert_eq!((found.service(), found.labels.len()), ("web", 2));
         let swarm = file.replace("compose.project\":\"shop", "swarm.service.name\":\"shop_web");
         assert_eq!(docker("aa", swarm.as_bytes()).unwrap().service(), "shop_web");
         let bare = docker("aa", br#"{"Name":"/a","Config":{"Labels":null}}"#).unwrap();
-        assert_eq!((bare.service(), &*bare.image), ("a", ""));
+        assert_eq!(bare.service(), "a");
     }
 
     #[test]
@@ -119,8 +104,7 @@ mod tests {
         let found = podman(list.as_bytes());
         assert_eq!(found.len(), 2);
         let web = &found["aa"];
-        assert_eq!((&*web.name, &*web.image), ("web", "docker.io/library/nginx:1.27"));
-        assert_eq!((web.service(), &*found["cc"].image), ("web", ""));
+        assert_eq!((&*web.name, web.service(), &*found["cc"].name), ("web", "web", "job"));
         assert!(podman(b"{}").is_empty() && podman(b"").is_empty());
     }
 }

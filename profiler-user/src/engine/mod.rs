@@ -36,8 +36,6 @@ pub struct EngineContainer {
     pub name: String,
     /// Its id, whole.
     pub id: String,
-    /// The name of its image.
-    pub image: String,
     /// Labels. Podman keeps none where they can be read.
     pub labels: BTreeMap<String, String>,
 }

@@ -54,7 +54,8 @@ pub struct PlacedStats {
     pub pod_known: u64,
     /// Their pod became known while they waited for it, a window at most.
     pub pod_late: u64,
-    /// Their container is no pod's, as far as the API server has said: they have its id.
+    /// Their container is no pod's, as far as the API server has said: they have its id, unless it is
+    /// an engine's.
     pub pod_unknown: u64,
     /// Of these, their path named another pod than the container's: it was made up.
     pub pod_contradicted: u64,
@@ -153,20 +154,16 @@ impl Placer {
         let now = Instant::now();
         let mut unwanted = 0;
         for (mut group, found) in groups {
-            self.count(&group, found.as_ref(), waited);
             let of_engine = match (&found, group.service.container()) {
                 (None | Some(Found::Unknown), Some(it)) => self.engines.find(it, now),
                 _ => None,
             };
             let known = match (&found, &of_engine) {
                 (Some(Found::Known(pod)), _) => Some(Known::Pod(pod)),
-                (_, Some(container)) => {
-                    self.stats.engine_known =
-                        self.stats.engine_known.saturating_add(group.samples());
-                    Some(Known::Engine(container))
-                }
+                (_, Some(container)) => Some(Known::Engine(container)),
                 _ => None,
             };
+            self.count(&group, found.as_ref(), of_engine.is_some(), waited);
             let Some(labels) = relabelled(&rules, &group.service, known, &self.place) else {
                 unwanted += group.samples();
                 continue;
@@ -187,10 +184,13 @@ impl Placer {
         Placed { window, labels, unwanted }
     }
 
-    fn count(&mut self, group: &Group, found: Option<&Found>, waited: bool) {
+    fn count(&mut self, group: &Group, found: Option<&Found>, of_engine: bool, waited: bool) {
         let samples = group.samples();
         let add = |counter: &mut u64| *counter = counter.saturating_add(samples);
         let stats = &mut self.stats;
+        if of_engine {
+            add(&mut stats.engine_known);
+        }
         match found {
             None => {}
             Some(Found::Known(pod)) => {

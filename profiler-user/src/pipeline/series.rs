@@ -298,7 +298,6 @@ mod tests {
         let container = |labels: &[_]| EngineContainer {
             name: "shop-web-1".into(),
             id: "aa".into(),
-            image: "nginx".into(),
             labels: pairs(labels),
         };
         let name = |service: &ServiceIdentity, container: &EngineContainer| {
