@@ -2,7 +2,7 @@
 //! because the test says so. Loopback only; everything ends with the test.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::agent::{Process, poll_until};
 use crate::child::log_end;
+use crate::own_mounts;
 use crate::ports::free_ports;
 
 /// Who may do everything.
@@ -217,15 +218,12 @@ impl ApiServer {
         let inside = "mount -t tmpfs tmpfs \"$(readlink -f /var/run)\" && cd /var/run && \
              mkdir -p secrets/kubernetes.io/serviceaccount && cd secrets/kubernetes.io/serviceaccount && \
              printf %s \"$TOKEN\" > token && printf default > namespace && cp \"$CA\" ca.crt && \
-             cd / && unset TOKEN CA && exec \"$@\"";
-        let script = format!(
-            "#!/bin/sh\nexport KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT={port}\n\
-             export TOKEN={AGENT} CA={folder}/certificates/apiserver.crt\n\
-             exec unshare --mount --propagation private sh -c '{inside}' sh {} \"$@\"\n",
-            spanprof.display()
+             cd / && unset TOKEN CA";
+        let outside = format!(
+            "export KUBERNETES_SERVICE_HOST=127.0.0.1 KUBERNETES_SERVICE_PORT={port}\n\
+             export TOKEN={AGENT} CA={folder}/certificates/apiserver.crt"
         );
-        fs::write(&path, script)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        own_mounts::write(&path, spanprof, &outside, inside)?;
         Ok(path)
     }
 

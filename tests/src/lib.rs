@@ -24,6 +24,7 @@ pub mod api_server;
 pub mod cluster;
 pub mod collector;
 pub mod control_group;
+pub mod own_mounts;
 pub mod pushed;
 pub mod pyroscope;
 pub mod relay;

@@ -8,13 +8,13 @@ mod tests {
     use std::fs;
     use std::io::{Read as _, Write as _};
     use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-    use std::os::unix::fs::PermissionsExt as _;
     use std::path::Path;
 
     use serde_json::{Value, json};
     use spanprof_tests::agent::{Agent, AgentStats, poll_until};
     use spanprof_tests::api_server::{ApiServer, NODE};
     use spanprof_tests::control_group::ControlGroup;
+    use spanprof_tests::own_mounts;
     use spanprof_tests::ports::free_ports;
     use spanprof_tests::pyroscope::Server;
     use spanprof_tests::relay::{Act, Relay, STORED};
@@ -182,14 +182,8 @@ mod tests {
         let list = json!([{"id": podman, "names": ["job"], "metadata": "{}"}]);
         write("containers/storage/overlay-containers/containers.json", &list);
         let agent = folder.path().join("agent");
-        let script = format!(
-            "#!/bin/sh\nexec unshare --mount --propagation private sh -c \
-             'mount --bind {}/lib /var/lib && exec {} \"$@\"' sh \"$@\"\n",
-            folder.path().display(),
-            spanprof.canonicalize().unwrap().display(),
-        );
-        fs::write(&agent, script).unwrap();
-        fs::set_permissions(&agent, fs::Permissions::from_mode(0o755)).unwrap();
+        let inside = format!("mount --bind {}/lib /var/lib", folder.path().display());
+        own_mounts::write(&agent, &spanprof, "", &inside).unwrap();
 
         let program = Program::compile("unwind").unwrap();
         let groups = [&docker, &podman].map(|id| ControlGroup::of_docker(id).unwrap());
@@ -232,15 +226,24 @@ mod tests {
 
         let relay = Relay::alone(Act::Answer(STORED)).unwrap();
         let in_cluster = api.in_cluster(&spanprof).unwrap();
-        api.pause().unwrap();
         let mut agent = agent_of(&in_cluster, &relay);
-        wait_for(&relay, &[("container_id", "ffffffffffff")]);
-        api.resume().unwrap();
         let pods = |stats: &AgentStats, count: &str| stats.json["pods"][count].as_u64();
         agent.wait_for("all pods are known", |it| pods(it, "pods") == Some(1001)).unwrap();
         wait_for(&relay, &[("pod", "one"), ("namespace", "shop")]);
         let stats = agent.stop().unwrap();
-        assert_eq!(pods(&stats, "pods_refused"), Some(0));
+        assert_eq!(
+            (pods(&stats, "pods_refused"), pods(&stats, "watch_errors")),
+            (Some(0), Some(0))
+        );
+
+        api.pause().unwrap();
+        let relay = Relay::alone(Act::Answer(STORED)).unwrap();
+        let mut agent = agent_of(&in_cluster, &relay);
+        wait_for(&relay, &[("container_id", "ffffffffffff")]);
+        api.resume().unwrap();
+        agent.wait_for("all pods are known", |it| pods(it, "pods") == Some(1001)).unwrap();
+        wait_for(&relay, &[("pod", "one"), ("namespace", "shop")]);
+        agent.stop().unwrap();
 
         let script = fs::read_to_string(&in_cluster).unwrap();
         let refused = script.replace("TOKEN=agent-token", "TOKEN=no-token");
