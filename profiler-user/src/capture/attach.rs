@@ -20,7 +20,7 @@ use super::code_maps::CodeMaps;
 use super::counters::Counters;
 use super::live::CaptureError;
 
-/// A timer that has not fired for so long has stopped, if it should have fired several times.
+/// A timer that has not fired for twice so long has stopped, if it should have fired several times.
 const SILENCE_MIN: Duration = Duration::from_millis(900);
 /// How often it should have fired.
 const SILENT_PERIODS: u32 = 4;
@@ -45,6 +45,28 @@ struct Timer {
 struct Pulse {
     ticks: u64,
     since: Instant,
+    /// It was silent for long enough once already.
+    is_suspect: bool,
+}
+
+impl Pulse {
+    fn new(ticks: u64, since: Instant) -> Self {
+        Self { ticks, since, is_suspect: false }
+    }
+
+    /// Whether it was silent for two stretches of time that each ended with a look. One is not enough:
+    /// where a virtual machine was not run for a while, this may run before the CPU's timer does.
+    fn has_stopped(&mut self, ticks: u64, now: Instant, hz: u32) -> bool {
+        if self.ticks != ticks {
+            *self = Self::new(ticks, now);
+        }
+        let periods = Duration::from_secs(1) * SILENT_PERIODS / hz.max(1);
+        if now.saturating_duration_since(self.since) < periods.max(SILENCE_MIN) {
+            return false;
+        }
+        self.since = now;
+        std::mem::replace(&mut self.is_suspect, true)
+    }
 }
 
 impl CpuTimers {
@@ -93,11 +115,14 @@ impl CpuTimers {
             }
             match open(program, cpu, hz) {
                 Ok(link) => {
-                    let pulse = Pulse { ticks: ticks(cpu).unwrap_or(0), since: now };
+                    let pulse = Pulse::new(ticks(cpu).unwrap_or(0), now);
                     self.timers.insert(cpu, Timer { link, pulse });
                     self.open_code_maps(cpu, is_start);
                     if was_away.contains(&cpu) {
-                        tracing::warn!(cpu, "a CPU that was offline for a moment is sampled again");
+                        tracing::warn!(
+                            cpu,
+                            "a CPU whose timer had stopped, as it does offline, is sampled again"
+                        );
                     }
                 }
                 Err(source) => failed.push((cpu, CaptureError::PerfEvent { cpu, source })),
@@ -148,16 +173,6 @@ impl CpuTimers {
     }
 }
 
-impl Pulse {
-    fn has_stopped(&mut self, ticks: u64, now: Instant, hz: u32) -> bool {
-        if self.ticks != ticks {
-            *self = Self { ticks, since: now };
-        }
-        let periods = Duration::from_secs(1) * SILENT_PERIODS / hz.max(1);
-        now.saturating_duration_since(self.since) >= periods.max(SILENCE_MIN)
-    }
-}
-
 fn open(
     program: &mut PerfEvent,
     cpu: u32,
@@ -181,13 +196,27 @@ mod tests {
     fn a_timer_that_does_not_fire_any_more_has_stopped() {
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
-        let mut pulse = Pulse { ticks: 7, since: start };
+        let mut pulse = Pulse::new(7, start);
         assert!(!pulse.has_stopped(7, after(899), 97));
         assert!(!pulse.has_stopped(8, after(5000), 97), "it fired meanwhile");
         assert!(!pulse.has_stopped(8, after(5899), 97));
-        assert!(pulse.has_stopped(8, after(5900), 97));
-        let mut slow = Pulse { ticks: 7, since: start };
+        assert!(!pulse.has_stopped(8, after(5900), 97), "nothing may have run meanwhile");
+        assert!(!pulse.has_stopped(8, after(5901), 97), "nor since then");
+        assert!(pulse.has_stopped(8, after(6800), 97));
+        let mut slow = Pulse::new(7, start);
         assert!(!slow.has_stopped(7, after(3999), 1), "it may fire once a second");
-        assert!(slow.has_stopped(7, after(4000), 1));
+        assert!(!slow.has_stopped(7, after(4000), 1));
+        assert!(!slow.has_stopped(7, after(7999), 1));
+        assert!(slow.has_stopped(7, after(8000), 1));
+    }
+
+    #[test]
+    fn a_timer_that_fires_after_a_pause_has_not_stopped() {
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let mut pulse = Pulse::new(7, start);
+        assert!(!pulse.has_stopped(7, after(3000), 97), "the host did not run");
+        assert!(!pulse.has_stopped(8, after(4000), 97));
+        assert!(!pulse.has_stopped(8, after(5000), 97), "silence is counted anew");
     }
 }
